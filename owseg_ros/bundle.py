@@ -1,0 +1,644 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+A model on disk: a folder with a network, its classes, its thresholds and its checksums.
+
+A bundle is a folder with a ``manifest.yaml`` (``schemas/bundle.schema.json`` documents each key)
+and the files that the manifest lists with their sha256.  ``load_bundle`` validates all of it
+before anything is used; it reads YAML with a safe loader and never unpickles.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass, field
+import datetime
+import difflib
+import hashlib
+from importlib import resources
+import json
+import math
+import os
+from pathlib import Path, PurePosixPath
+import shutil
+import stat
+import sys
+import tempfile
+from typing import Any, Iterator, Mapping, NoReturn
+
+import jsonschema
+import numpy as np
+import yaml
+
+from owseg_ros.errors import OwsegError
+
+MANIFEST = 'manifest.yaml'
+SCHEMA = 'owseg_ros/bundle'
+SCHEMA_VERSION = 1
+DEFAULT_MODEL = 'camvid_small'
+
+UNKNOWN_ID = 254
+UNLABELLED_ID = 255
+UNKNOWN_COLOR = (255, 0, 255)
+UNLABELLED_COLOR = (0, 0, 0)
+
+MAX_MANIFEST_BYTES = 4 << 20
+_HASH_BLOCK = 1 << 20
+_LARGEST_INTEGER = 1 << 63
+_OUTPUTS = ('mask_logits', 'class_logits', 'region_embeddings', 'pixel_features')
+_PICKLE_SUFFIXES = frozenset({'.pt', '.pth', '.pkl', '.pickle', '.ckpt', '.joblib', '.p'})
+_FREE_FORM = frozenset({'provenance', 'figures'})
+_EXPORT_HINT = 'write the bundle with owseg_ros.bundle.write_bundle (owseg-train export)'
+
+
+class BundleError(OwsegError):
+    """A bundle that must not be used; the message names the file or key and says what to do."""
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One known class: id in the masks (0..253), name, RGB colour (0..255)."""
+
+    id: int  # noqa: A003
+    name: str
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """
+    Input of the network: float32 [batch, 3, height, width] in RGB order.
+
+    The frame is stretched to width x height (pixels), then normalised as (pixel - mean) / std,
+    with mean and std in 0..255 units and RGB order.
+    """
+
+    name: str
+    width: int
+    height: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class AnomalySpec:
+    """
+    The anomaly score and its calibrated threshold.
+
+    ``score`` names the score ('rba': 1 - sum tanh(L_k), higher is stranger), ``operating_point``
+    says how ``threshold`` was chosen, ``min_area`` is the smallest component kept, in pixels at
+    network size.
+    """
+
+    score: str
+    threshold: float
+    operating_point: str
+    min_area: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """
+    A validated bundle, as ``load_bundle`` returns it.
+
+    ``path`` is the folder, ``network`` the ONNX file, ``files`` maps each relative file name to
+    its sha256, ``outputs`` maps mask_logits, class_logits, region_embeddings and pixel_features
+    to the names of the ONNX outputs (None where the network has no such output).
+    """
+
+    path: Path
+    name: str
+    version: str
+    description: str
+    license: str  # noqa: A003
+    classes: tuple[ClassInfo, ...]
+    input: InputSpec  # noqa: A003
+    outputs: Mapping[str, str | None]
+    anomaly: AnomalySpec
+    network: Path
+    network_sha256: str
+    files: Mapping[str, str]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """Return K, the number of known classes (no-object is not one of them)."""
+        return len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, indexed by id."""
+        return tuple(info.name for info in self.classes)
+
+    def class_id(self, name: str) -> int:
+        """
+        Return the id of the class called ``name``.
+
+        :raises BundleError: no class has this name; the message lists those there are.
+        """
+        for info in self.classes:
+            if info.name == name:
+                return info.id
+        guess = _did_you_mean(name, self.class_names)
+        _refuse(self.path, f'no class is called {name!r}{guess}; its classes are '
+                           f"{', '.join(self.class_names)}")
+
+    def palette(self) -> np.ndarray:
+        """
+        Return the colour of every id that a mask can hold, uint8 [256, 3] in RGB order.
+
+        Ids 0..K-1 have the colours of the bundle, 254 (unknown) is magenta, 255 (unlabelled)
+        black, and the ids between are spread over the hue circle for classes taught later.
+        """
+        palette = np.zeros((256, 3), np.uint8)
+        for index in range(self.num_classes, UNKNOWN_ID):
+            # Steps of the golden ratio keep neighbouring ids far apart on the hue circle.
+            hue = (index * 0.6180339887498949) % 1.0
+            palette[index] = [round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.65, 0.95)]
+        for info in self.classes:
+            palette[info.id] = info.color
+        palette[UNKNOWN_ID] = UNKNOWN_COLOR
+        palette[UNLABELLED_ID] = UNLABELLED_COLOR
+        return palette
+
+
+def load_bundle(path: str | os.PathLike) -> Bundle:
+    """
+    Load and check the bundle in the folder ``path`` (or the one of a given manifest.yaml).
+
+    Checked in this order: the manifest is there, is plain YAML, has a schema version that this
+    release reads, follows the schema, makes sense (ids 0..K-1, unique names, finite numbers),
+    lists files that exist inside the folder, and each file has the sha256 that is listed.
+
+    :raises BundleError: any of it fails; one line that names the key or file and what to do.
+    """
+    folder = _folder_of(Path(path))
+    manifest = _read_manifest(folder)
+    _check_identity(folder, manifest)
+    _check_schema(folder, manifest)
+    classes = _check_semantics(folder, manifest)
+    _check_files(folder, manifest)
+    network, anomaly = manifest['network'], manifest['anomaly']
+    tensor = network['input']
+    return Bundle(
+        path=folder,
+        name=manifest['name'],
+        version=manifest['version'],
+        description=manifest.get('description', ''),
+        license=manifest['license'],
+        classes=classes,
+        input=InputSpec(
+            name=tensor['name'],
+            width=int(tensor['width']),
+            height=int(tensor['height']),
+            mean=tuple(float(value) for value in tensor['mean']),
+            std=tuple(float(value) for value in tensor['std'])),
+        outputs={key: network['outputs'].get(key) for key in _OUTPUTS},
+        anomaly=AnomalySpec(
+            score=anomaly['score'],
+            threshold=float(anomaly['threshold']),
+            operating_point=anomaly['operating_point'],
+            min_area=int(anomaly['min_area'])),
+        network=folder / network['file'],
+        network_sha256=manifest['files'][network['file']],
+        files=dict(manifest['files']),
+        provenance=manifest.get('provenance', {}),
+        figures=manifest.get('figures', {}))
+
+
+def write_bundle(
+    path: str | os.PathLike,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, str | os.PathLike | bytes],
+) -> Bundle:
+    """
+    Write a bundle to the folder ``path`` and return it as ``load_bundle`` reads it back.
+
+    ``manifest`` holds the keys of the schema but ``schema``, ``schema_version`` and ``files``,
+    which are filled in here; NumPy numbers and arrays, tuples and paths become plain YAML.
+    ``files`` maps each relative name to a source path or to its bytes.  The whole bundle is
+    written and checked beside its destination first; a new one then appears by one rename, an
+    existing one has its files replaced, the manifest last, so that whoever reads meanwhile
+    gets a valid bundle or a BundleError.  Files that the new manifest does not list stay.
+
+    :raises BundleError: the bundle would not be valid, or cannot be written; ``path`` is then
+        as it was before.
+    """
+    folder = Path(os.path.abspath(path))
+    if folder.exists() and not folder.is_dir():
+        _refuse(folder, 'is a file, not a folder; give the folder to write the bundle to')
+    staging_parent = folder if folder.is_dir() else folder.parent
+    try:
+        staging_parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix='.owseg_bundle_', dir=staging_parent))
+    except OSError as error:
+        raise BundleError(f'Bundle {folder}: cannot be written: {error}') from error
+    try:
+        _stage(staging, folder, manifest, files)
+        try:
+            load_bundle(staging)
+        except BundleError as error:
+            raise BundleError(str(error).replace(str(staging), str(folder))) from error
+        if folder.is_dir():
+            for name in (*files, MANIFEST):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staging / name, folder / name)
+        else:
+            staging.chmod(0o755)
+            os.rename(staging, folder)
+    except OSError as error:
+        raise BundleError(f'Bundle {folder}: cannot be written: {error}') from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return load_bundle(folder)
+
+
+def default_bundle_path() -> Path:
+    """
+    Return the folder of the model to use when none is named.
+
+    ``OWSEG_MODEL`` where it is set; else the first that exists of the ROS share folder of
+    owseg_ros, the share folder of the Python environment, and the source checkout.
+
+    :raises BundleError: there is no such folder; the message lists the places that were tried.
+    """
+    named = os.environ.get('OWSEG_MODEL')
+    if named:
+        return Path(named).expanduser()
+    tried = [parent / 'models' / DEFAULT_MODEL for parent in _share_folders()]
+    for candidate in tried:
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    raise BundleError(
+        f"The bundled model {DEFAULT_MODEL} is in none of {', '.join(map(str, tried))}; "
+        'install owseg_ros with its models, or set OWSEG_MODEL to the folder of a bundle')
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Return the sha256 of a file as lower-case hex, reading it in blocks."""
+    digest = hashlib.sha256()
+    block = bytearray(_HASH_BLOCK)
+    view = memoryview(block)
+    with open(path, 'rb', buffering=0) as stream:
+        while True:
+            size = stream.readinto(block)
+            if not size:
+                return digest.hexdigest()
+            digest.update(view[:size])
+
+
+def _refuse(folder: Path, problem: str) -> NoReturn:
+    raise BundleError(f'Bundle {folder}: {problem}')
+
+
+def _did_you_mean(name: Any, known: Any) -> str:
+    close = difflib.get_close_matches(str(name), [str(entry) for entry in known], n=1)
+    return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + '...'
+
+
+def _folder_of(path: Path) -> Path:
+    try:
+        path = path.expanduser()
+        if path.name == MANIFEST and path.is_file():
+            path = path.parent
+        folder = Path(os.path.abspath(path))
+        if folder.is_dir():
+            return folder
+        exists = folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BundleError(f'Bundle {str(path)!r}: cannot be opened: {error}') from error
+    if not exists:
+        _refuse(folder, f'there is no such folder; give the folder that holds {MANIFEST}')
+    hint = _EXPORT_HINT
+    if folder.suffix in _PICKLE_SUFFIXES:
+        hint = f'pickled weights are never loaded here; {hint}'
+    _refuse(folder, f'is a file, and a bundle is a folder that holds {MANIFEST}; {hint}')
+
+
+class _ManifestLoader(yaml.SafeLoader):
+    """Safe YAML without aliases (they can blow up) and without repeated keys (the last wins)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node, refusing aliases."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f'alias *{event.anchor}: write the value out', event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        """Construct a mapping, refusing repeated keys."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) != len(node.value):
+            raise yaml.constructor.ConstructorError(
+                None, None, 'a key is there twice', node.start_mark)
+        return mapping
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        if not path.exists():
+            _refuse(folder, f'has no {MANIFEST}; give the folder of a bundle, or {_EXPORT_HINT}')
+        if not path.is_file():
+            _refuse(folder, f'{MANIFEST} is not a regular file; {_EXPORT_HINT}')
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            _refuse(folder, f'{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes and cannot be '
+                            f'a manifest; {_EXPORT_HINT}')
+        text = path.read_bytes().decode('utf-8')
+    except OSError as error:
+        raise BundleError(f'Bundle {folder}: {MANIFEST} cannot be read: {error}') from error
+    except UnicodeDecodeError as error:
+        raise BundleError(
+            f'Bundle {folder}: {MANIFEST} is not UTF-8 text ({error.reason} at byte '
+            f'{error.start}); it is damaged or no manifest: fetch the bundle again') from error
+    try:
+        manifest = yaml.load(text, Loader=_ManifestLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        problem = ' '.join(str(error).split())
+        raise BundleError(f'Bundle {folder}: {MANIFEST} is not plain YAML: {problem}; '
+                          'correct it or fetch the bundle again') from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
+            RecursionError) as error:
+        # PyYAML lets these out for scalars such as "!!timestamp x" and for absurd nesting.
+        raise BundleError(
+            f'Bundle {folder}: {MANIFEST} holds a value that YAML cannot read '
+            f'({type(error).__name__}: {_short(str(error))}); correct it') from error
+    if not isinstance(manifest, dict):
+        _refuse(folder, f'{MANIFEST} is no mapping of keys to values but a '
+                        f'{type(manifest).__name__}; {_EXPORT_HINT}')
+    try:
+        for keys, problem in _oddities(manifest, ()):
+            _refuse(folder, f'{MANIFEST}: {_dotted(keys)}: {problem}')
+    except RecursionError as error:
+        raise BundleError(f'Bundle {folder}: {MANIFEST} is nested too deep; flatten it') from error
+    return manifest
+
+
+def _oddities(value: Any, keys: tuple) -> Iterator[tuple[tuple, str]]:
+    """Yield what no manifest may hold anywhere, as (path of keys, problem)."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if not isinstance(key, str):
+                yield keys, f'the key {_short(key)} is not a string; put it in quotes'
+                return
+            yield from _oddities(child, (*keys, key))
+    elif isinstance(value, (list, tuple, set)):
+        for index, child in enumerate(value):
+            yield from _oddities(child, (*keys, index))
+    elif isinstance(value, float):
+        if not math.isfinite(value) and keys[0] not in _FREE_FORM:
+            yield keys, f'{value} is not a finite number; write one'
+    elif isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+        yield keys, 'the integer does not fit 64 bits; write a smaller one'
+
+
+def _dotted(keys: Any) -> str:
+    text = ''
+    for key in keys:
+        text += f'[{key}]' if isinstance(key, int) else f'.{key}' if text else str(key)
+    return text or 'top level'
+
+
+def _check_identity(folder: Path, manifest: dict[str, Any]) -> None:
+    if manifest.get('schema') != SCHEMA:
+        _refuse(folder, f"{MANIFEST}: schema is {_short(manifest.get('schema'))}, expected "
+                        f'{SCHEMA!r}: this is no owseg_ros bundle; {_EXPORT_HINT}')
+    version = manifest.get('schema_version')
+    if type(version) is not int:
+        _refuse(folder, f'{MANIFEST}: schema_version is {_short(version)}, expected the integer '
+                        f'{SCHEMA_VERSION}; {_EXPORT_HINT}')
+    if version != SCHEMA_VERSION:
+        what = ('update owseg_ros to read it' if version > SCHEMA_VERSION
+                else 'export the model again with this release')
+        _refuse(folder, f'{MANIFEST}: schema_version {version} is not known to this release, '
+                        f'which reads {SCHEMA_VERSION}; {what}')
+
+
+def _validator() -> jsonschema.Draft7Validator:
+    text = resources.files('owseg_ros').joinpath('schemas/bundle.schema.json').read_text('utf-8')
+    return jsonschema.Draft7Validator(json.loads(text))
+
+
+def _check_schema(folder: Path, manifest: dict[str, Any]) -> None:
+    errors = sorted(_validator().iter_errors(manifest), key=lambda error: _dotted(error.path))
+    if not errors:
+        return
+    error, more = errors[0], len(errors) - 1
+    expected = error.schema.get('description')
+    if error.validator == 'additionalProperties':
+        known = error.schema.get('properties', {})
+        unknown = sorted(set(error.instance) - set(known))
+        problem = (f"unknown key {', '.join(map(_short, unknown))}"
+                   f'{_did_you_mean(unknown[0], known)}; known keys: {", ".join(known)}')
+        expected = None
+    elif error.validator == 'required':
+        missing = [key for key in error.validator_value if key not in error.instance]
+        problem = f"missing key {', '.join(map(repr, missing))}"
+        expected = '; '.join(
+            f"{key}: {_described(error.schema['properties'][key])}" for key in missing)
+    else:
+        problem = f'{_short(error.instance)} is not valid'
+    text = f'{MANIFEST}: {_dotted(error.path)}: {problem}'
+    if expected:
+        text += f'; expected {expected}'
+    if more:
+        text += f' (and {more} more)'
+    _refuse(folder, text)
+
+
+def _described(schema: Mapping[str, Any]) -> str:
+    if '$ref' in schema:
+        name = schema['$ref'].rsplit('/', 1)[1]
+        schema = _validator().schema['definitions'][name]
+    return schema['description']
+
+
+def _check_semantics(folder: Path, manifest: dict[str, Any]) -> tuple[ClassInfo, ...]:
+    classes = sorted((
+        ClassInfo(int(entry['id']), entry['name'], tuple(int(c) for c in entry['color']))
+        for entry in manifest['classes']), key=lambda info: info.id)
+    ids = [info.id for info in classes]
+    if ids != list(range(len(classes))):
+        _refuse(folder, f'{MANIFEST}: classes: ids must be 0..{len(classes) - 1}, each once, '
+                        f'and are {_short(ids)}; renumber them in the order of the network')
+    seen: dict[str, int] = {}
+    for info in classes:
+        if info.name != info.name.strip() or not info.name.isprintable():
+            _refuse(folder, f'{MANIFEST}: classes: the name {_short(info.name)} of id {info.id} '
+                            'has blanks around it or control characters; remove them')
+        other = seen.setdefault(info.name.casefold(), info.id)
+        if other != info.id:
+            _refuse(folder, f'{MANIFEST}: classes: {_short(info.name)} names both id {other} and '
+                            f'id {info.id}; give each class a name of its own')
+    outputs = [name for name in manifest['network']['outputs'].values() if name is not None]
+    if len(set(outputs)) != len(outputs):
+        _refuse(folder, f'{MANIFEST}: network.outputs: two outputs share one name; name each '
+                        'output of the ONNX file once, null for those it does not have')
+    network = manifest['network']['file']
+    if not network.endswith('.onnx'):
+        _refuse(folder, f'{MANIFEST}: network.file: {_short(network)} is not an .onnx file; '
+                        'export the network to ONNX (owseg-train export)')
+    if network not in manifest['files']:
+        _refuse(folder, f'{MANIFEST}: files: the network {_short(network)} is not listed; '
+                        'list it with its sha256')
+    return tuple(classes)
+
+
+def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    paths = {name: _safe_path(folder, name) for name in manifest['files']}
+    # ONNX Runtime reads external weights that lie beside the network, so they must be listed.
+    network = PurePosixPath(manifest['network']['file'])
+    try:
+        siblings = sorted(entry.name for entry in (folder / network).parent.iterdir())
+    except OSError as error:
+        raise BundleError(f'Bundle {folder}: cannot be listed: {error}') from error
+    for sibling in siblings:
+        if sibling.startswith(network.name) and str(network.parent / sibling) not in paths:
+            _refuse(folder, f'{sibling} lies beside the network but is not listed under files; '
+                            'list it with its sha256, or remove it')
+    for name, path in paths.items():
+        _check_file(folder, name, path, manifest['files'][name])
+
+
+def _safe_path(folder: Path, name: str) -> Path:
+    """Return the path of a listed file, which must exist and lie inside the bundle."""
+    pure = PurePosixPath(name)
+    if (not name.isprintable() or '\\' in name or ':' in name or pure.is_absolute()
+            or '..' in pure.parts or str(pure) != name or name in ('.', MANIFEST)):
+        _refuse(folder, f'{MANIFEST}: files: {_short(name)} is not a plain relative name inside '
+                        'the bundle; write it such as network.onnx, and put the file there')
+    if pure.suffix.lower() in _PICKLE_SUFFIXES:
+        _refuse(folder, f'{MANIFEST}: files: {_short(name)} is a pickle by its name, and bundles '
+                        'hold none; export weights to ONNX or safetensors')
+    path = folder / name
+    try:
+        real = path.resolve(strict=True)
+        # A manifest that is itself a link (colcon build --symlink-install) brings its folder.
+        roots = {folder.resolve(), (folder / MANIFEST).resolve().parent}
+        regular = stat.S_ISREG(real.stat().st_mode)
+    except FileNotFoundError as error:
+        raise BundleError(
+            f'Bundle {folder}: {name} is listed in {MANIFEST} but is not there; '
+            'fetch the bundle again') from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BundleError(f'Bundle {folder}: {name} cannot be opened: {error}') from error
+    if not any(root in real.parents for root in roots):
+        _refuse(folder, f'{name} is a link that leaves the bundle (to {real}); '
+                        'copy the file into the folder')
+    if not regular:
+        _refuse(folder, f'{name} is not a regular file; fetch the bundle again')
+    return path
+
+
+def _check_file(folder: Path, name: str, path: Path, expected: str) -> None:
+    try:
+        actual = sha256_of(path)
+        with open(path, 'rb') as stream:
+            head = stream.read(64)
+        size = path.stat().st_size
+    except OSError as error:
+        raise BundleError(f'Bundle {folder}: {name} cannot be read: {error}') from error
+    if actual != expected:
+        if head.startswith(b'version https://git-lfs'):
+            _refuse(folder, f'{name} is a Git LFS pointer, not the file; run git lfs pull')
+        _refuse(folder, f'{name} ({size} bytes) has sha256 {actual[:12]}..., but {MANIFEST} '
+                        f'lists {expected[:12]}...: it is damaged, truncated or another file; '
+                        'fetch the bundle again, or export it again if you changed it')
+    if name.endswith('.onnx') and (not head or head.startswith((b'PK\x03\x04', b'\x80'))):
+        _refuse(folder, f'{name} is no ONNX network but '
+                        f"{'a pickle or an archive' if head else 'empty'}; "
+                        'export the network to ONNX (owseg-train export)')
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy values, tuples, mappings and paths into what YAML writes plainly."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(child) for key, child in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(child) for child in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (str, int, float, datetime.date)) or value is None:
+        return value
+    raise BundleError(f'a manifest cannot hold a {type(value).__name__} ({_short(value)}); '
+                      'give it as text, a number, a list or a mapping')
+
+
+class _ManifestDumper(yaml.SafeDumper):
+    """Safe YAML that writes repeated values out instead of as aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return True: no value is ever written as an alias."""
+        return True
+
+
+def _stage(
+    staging: Path,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, str | os.PathLike | bytes],
+) -> None:
+    given = sorted({'schema', 'schema_version', 'files'} & set(manifest))
+    if given:
+        _refuse(folder, f"the manifest to write holds {', '.join(given)}, which write_bundle "
+                        'fills in; leave it out')
+    checksums = {}
+    for name, source in files.items():
+        pure = PurePosixPath(str(name))
+        if pure.is_absolute() or '..' in pure.parts or str(pure) in ('.', MANIFEST):
+            _refuse(folder, f'{_short(name)} is not a plain relative file name; '
+                            'write it such as network.onnx')
+        target = staging / pure
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            target.write_bytes(source)
+        else:
+            if not Path(source).is_file():
+                _refuse(folder, f'{name}: there is no file {source} to copy; make it first')
+            shutil.copyfile(source, target)
+        target.chmod(0o644)
+        checksums[str(pure)] = sha256_of(target)
+    whole = {'schema': SCHEMA, 'schema_version': SCHEMA_VERSION, **_plain(manifest)}
+    whole['files'] = checksums
+    for key in ('provenance', 'figures'):
+        if key in whole:
+            whole[key] = whole.pop(key)
+    text = yaml.dump(whole, Dumper=_ManifestDumper, sort_keys=False, allow_unicode=True,
+                     default_flow_style=None, width=99)
+    with open(staging / MANIFEST, 'w', encoding='utf-8') as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _share_folders() -> Iterator[Path]:
+    try:
+        from ament_index_python.packages import get_package_share_directory
+        yield Path(get_package_share_directory('owseg_ros'))
+    except (ImportError, LookupError, OSError, ValueError):
+        # No ROS installation here, or owseg_ros is not in it: the other places follow.
+        pass
+    yield Path(sys.prefix) / 'share' / 'owseg_ros'
+    yield Path(__file__).resolve().parent.parent
