@@ -1,0 +1,44 @@
+# Two commands on a machine with Python >= 3.10, pip and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+VIDEO ?=
+TESTS ?= test
+
+# The interpreter of the environment, free of the mark that the ROS wheels of another
+# environment leave in this shell (they would not set up their library path).
+ifdef _ROS_WHEELS_BOOTSTRAP_COMPLETE
+CLEAN_ENV := env -u _ROS_WHEELS_BOOTSTRAP_COMPLETE -u LD_LIBRARY_PATH
+endif
+RUN = $(CLEAN_ENV) $(VENV)/bin
+
+.PHONY: help venv venv-test demo test lint clean
+
+help:
+	@echo 'make demo [VIDEO=file or folder] [OUT=out]   real nodes on a street camera, pictures in OUT'
+	@echo 'make test [TESTS=test/...]                   every test, linters included'
+	@echo 'make lint                                    only the linters'
+	@echo 'make venv                                    only the environment for the demo and the nodes'
+	@echo 'make clean                                   remove the environment, build and demo output'
+	@echo 'PYTHON=... names the interpreter, VENV=... the folder of the environment.'
+
+venv:
+	@$(PYTHON) tools/make_venv.py --venv $(VENV) ros
+
+venv-test:
+	@$(PYTHON) tools/make_venv.py --venv $(VENV) ros test training
+
+demo: venv
+	@$(RUN)/owseg demo --out $(OUT) $(if $(VIDEO),--video '$(VIDEO)')
+
+test: venv-test
+	@echo '[test] running $(TESTS)'
+	@$(RUN)/python -m pytest $(TESTS)
+
+lint: venv-test
+	@$(RUN)/python -m pytest -q test/test_copyright.py test/test_flake8.py test/test_package.py test/test_pep257.py
+
+clean:
+	rm -rf $(VENV) build install log *.egg-info .pytest_cache .hypothesis
+	rm -rf out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

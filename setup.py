@@ -1,0 +1,180 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import os
+from pathlib import Path
+import re
+
+from setuptools import find_packages, setup
+from setuptools.command.install_data import install_data
+
+NAME = 'owseg_ros'
+ROOT = Path(__file__).resolve().parent
+os.chdir(ROOT)
+
+VERSION = re.search(
+    r"^__version__ = '([^']+)'", Path(NAME, '__init__.py').read_text(), re.MULTILINE).group(1)
+
+CONSOLE_SCRIPTS = {
+    'camera': 'owseg_ros.nodes.camera:main',
+    'owseg': 'owseg_ros.cli:main',
+    'owseg-train': 'owseg_training.cli:main',
+    'perception': 'owseg_ros.nodes.perception:main',
+    'stack': 'owseg_ros.nodes.stack:main',
+}
+
+EXECUTABLE = """\
+#!/usr/bin/env python3
+import sys
+
+from {module} import {function}
+
+sys.exit({function}())
+"""
+
+
+class InstallDataAndExecutables(install_data):
+    """
+    Install the data files and what `ros2 run` and launch start.
+
+    They look in lib/owseg_ros, where `[install] install_scripts` of setup.cfg puts the console
+    scripts under colcon. pip ignores that setting and uses bin, so a wheel needs them here too.
+    """
+
+    def run(self):
+        super().run()
+        folder = Path(self.install_dir, 'lib', NAME)
+        if Path(self.get_finalized_command('install').install_scripts) == folder:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in CONSOLE_SCRIPTS.items():
+            module, function = target.split(':')
+            path = folder / name
+            path.write_text(EXECUTABLE.format(module=module, function=function))
+            path.chmod(0o755)
+            self.outfiles.append(str(path))
+
+
+def files_below(folder):
+    """Return data_files rows that keep the folder's layout under share/owseg_ros."""
+    rows = {}
+    for path in sorted(Path(folder).rglob('*')):
+        if path.is_file() and not any(part.startswith(('.', '__')) for part in path.parts):
+            rows.setdefault(f'share/{NAME}/{path.parent.as_posix()}', []).append(path.as_posix())
+    return sorted(rows.items())
+
+
+setup(
+    name=NAME,
+    version=VERSION,
+    description='Open-world perception for ROS 2: semantic and anomaly masks on topics.',
+    long_description=Path('README.md').read_text() if Path('README.md').is_file() else '',
+    long_description_content_type='text/markdown',
+    author='owseg_ros contributors',
+    maintainer='owseg_ros contributors',
+    maintainer_email='maintainers@owseg-ros.invalid',
+    license='Apache-2.0',
+    keywords=['ROS', 'segmentation', 'anomaly detection', 'open world'],
+    classifiers=[
+        'Intended Audience :: Developers',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
+    python_requires='>=3.10',
+    packages=[
+        *find_packages(include=[NAME, f'{NAME}.*']),
+        'owseg_training',
+        *(f'owseg_training.{package}' for package in find_packages('training')),
+    ],
+    package_dir={'owseg_training': 'training'},
+    package_data={
+        NAME: ['schemas/*.json', 'nodes/*.xml'],
+        'owseg_training': ['recipes/*.yaml'],
+    },
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
+        (f'share/{NAME}', ['package.xml']),
+        *files_below('launch'),
+        *files_below('config'),
+        *files_below('models'),
+    ],
+    zip_safe=False,
+    install_requires=[
+        'jsonschema>=3.2',
+        'numpy>=1.21',
+        'onnxruntime>=1.17',
+        'opencv-python-headless>=4.5.4',
+        'PyYAML>=5.4',
+        'rich>=10',
+    ],
+    extras_require={
+        # ROS 2 Kilted as wheels, for machines without a ROS installation. Never on top of one.
+        'ros': [
+            'ros-kilted-diagnostic-msgs',
+            'ros-kilted-geometry-msgs',
+            'ros-kilted-lifecycle-msgs',
+            'ros-kilted-rclpy',
+            'ros-kilted-rmw-fastrtps-cpp',
+            'ros-kilted-sensor-msgs',
+            'ros-kilted-std-msgs',
+            'ros-kilted-std-srvs',
+            'ros-kilted-visualization-msgs',
+        ],
+        # onnxruntime-gpu shares its folder with onnxruntime: uninstall the latter first.
+        'gpu': [
+            'onnxruntime-gpu>=1.17',
+            'tensorrt>=10',
+        ],
+        'training': [
+            'onnx>=1.16',
+            'onnxscript',
+            'safetensors',
+            'scipy',
+            'tensorboard',
+            'timm>=1.0',
+            'torch>=2.4',
+            'tqdm',
+        ],
+        'test': [
+            'catkin_pkg',
+            'flake8',
+            'flake8-blind-except',
+            'flake8-builtins',
+            'flake8-class-newline',
+            'flake8-comprehensions',
+            'flake8-deprecated',
+            'flake8-docstrings',
+            'flake8-import-order',
+            'flake8-quotes',
+            'hypothesis',
+            'onnx>=1.16',
+            'pydocstyle',
+            # 8.4 breaks launch_pytest, 9 breaks launch_testing.
+            'pytest>=7.4,<8.4',
+            'pytest-timeout',
+            'scikit-learn',
+        ],
+    },
+    # colcon test looks here to choose pytest.
+    tests_require=['pytest'],
+    cmdclass={'install_data': InstallDataAndExecutables},
+    entry_points={
+        'console_scripts': [f'{name} = {target}' for name, target in CONSOLE_SCRIPTS.items()],
+    },
+)
