@@ -16,8 +16,7 @@ import os
 from pathlib import Path
 import re
 
-from setuptools import find_packages, setup
-from setuptools.command.install_data import install_data
+from setuptools import Distribution, find_packages, setup
 
 NAME = 'owseg_ros'
 ROOT = Path(__file__).resolve().parent
@@ -44,7 +43,7 @@ sys.exit({function}())
 """
 
 
-class InstallDataAndExecutables(install_data):
+class InstallDataAndExecutables(Distribution().get_command_class('install_data')):
     """
     Install the data files and what `ros2 run` and launch start.
 

@@ -34,10 +34,10 @@ import time
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ('ros', 'gpu', 'training', 'test')
 STATE = 'owseg_ros.json'
+LOG = 'pip.log'
 # What an installed environment is made of; sources are not, because it is installed editable.
-INPUTS = ('setup.py', 'setup.cfg', 'pyproject.toml', 'constraints.txt', 'package.xml',
-          'owseg_ros/__init__.py', 'tools/make_venv.py')
-INPUT_FOLDERS = ('config', 'launch', 'models', 'resource')
+INPUTS = ('setup.py', 'setup.cfg', 'pyproject.toml', 'constraints.txt', 'owseg_ros/__init__.py',
+          'tools/make_venv.py')
 
 
 class Failure(Exception):
@@ -75,8 +75,8 @@ def sourced_ros() -> str:
         raise Failure(
             f'ROS {distribution} is sourced, but {sys.executable} (Python '
             f'{sys.version_info.major}.{sys.version_info.minor}) does not find its rclpy. Name '
-            'the Python that ROS was built for, for example `make demo PYTHON=/usr/bin/python3`, or '
-            'use a shell without ROS.')
+            'the Python that ROS was built for, for example `make demo PYTHON=/usr/bin/python3`, '
+            'or use a shell without ROS.')
     return distribution
 
 
@@ -97,12 +97,8 @@ def check_python() -> None:
 def fingerprint(ros: str) -> str:
     """Return a digest of everything that decides what is installed."""
     digest = hashlib.sha256(f'{sys.version} {sys.executable} {ros}'.encode())
-    paths = [ROOT / name for name in INPUTS]
-    for folder in INPUT_FOLDERS:
-        paths += sorted(path for path in (ROOT / folder).rglob('*') if path.is_file())
-    for path in paths:
-        digest.update(f'{path.relative_to(ROOT)}\n'.encode())
-        digest.update(path.read_bytes())
+    for name in INPUTS:
+        digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
 
@@ -114,11 +110,63 @@ def read_state(venv: Path) -> dict:
         return {}
 
 
-def run(command: list, env: dict[str, str], advice: str) -> None:
-    """Run a command whose output the person sees; fail with the advice."""
-    code = subprocess.run([str(part) for part in command], env=env, cwd=ROOT).returncode
-    if code:
-        raise Failure(f'`{" ".join(str(part) for part in command)}` failed ({code}). {advice}')
+def pip_install(python: Path, arguments: list[str], env: dict[str, str], log: Path) -> None:
+    """
+    Install with pip: one line of progress a package, everything in the log.
+
+    Raises
+    ------
+    Failure
+        With the end of what pip said.
+
+    """
+    command = [str(python), '-m', 'pip', 'install', '--progress-bar', 'off', *arguments]
+    in_place = sys.stdout.isatty()
+    collected = 0
+    with log.open('w') as record, subprocess.Popen(
+            command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True) as pip:
+        for line in pip.stdout:
+            record.write(line)
+            words = line.split()
+            if words[:1] == ['Collecting']:
+                collected += 1
+                step = f'[venv] {collected:3d} {words[1]}'
+            elif words[:2] == ['Installing', 'collected']:
+                step = f'[venv] installing {line.count(",") + 1} packages'
+            else:
+                continue
+            print(f'\r\033[K{step[:78]}' if in_place else step, end='' if in_place else '\n',
+                  flush=True)
+    if in_place:
+        print('\r\033[K', end='', flush=True)
+    if pip.returncode:
+        end = ''.join(log.read_text().splitlines(keepends=True)[-20:])
+        raise Failure(
+            f'pip failed and said at its end:\n\n{end}\nAll of it is in {log}. Without network, '
+            'pip needs a folder of wheels (PIP_FIND_LINKS) or a mirror (PIP_INDEX_URL). rclpy '
+            'comes as wheels for Linux on x86-64 only: elsewhere source a ROS 2 installation.')
+
+
+def link_package(venv: Path) -> None:
+    """
+    Make the environment an ament prefix of the checkout, for `ros2 run` and `ros2 launch`.
+
+    The links are those that `colcon build --symlink-install` makes; pip leaves data files out of
+    an editable installation.
+    """
+    targets = {
+        'share/ament_index/resource_index/packages/owseg_ros': ROOT / 'resource' / 'owseg_ros'}
+    for name in ('package.xml', 'launch', 'config', 'models'):
+        targets[f'share/owseg_ros/{name}'] = ROOT / name
+    for name in ('camera', 'owseg', 'owseg-train', 'perception', 'stack'):
+        targets[f'lib/owseg_ros/{name}'] = venv / 'bin' / name
+    for name, target in targets.items():
+        link = venv / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(target)
 
 
 def numpy_constraint(python: Path, env: dict[str, str]) -> list[str]:
@@ -163,25 +211,25 @@ def make(venv: Path, extras: set[str]) -> None:
     else:
         say(f'making {venv.name} with Python {sys.version.split()[0]}'
             + (f' on top of ROS {ros}' if ros else ''))
-        venv.parent.mkdir(parents=True, exist_ok=True)
-        (venv / STATE).parent.mkdir(exist_ok=True)
+        venv.mkdir(parents=True, exist_ok=True)
         # The mark comes first, so that an interrupted run is resumed and not refused.
         (venv / STATE).write_text(json.dumps({'base': None, 'extras': [], 'key': ''}))
-        run([sys.executable, '-m', 'venv', *(['--system-site-packages'] if ros else []), venv],
-            env, 'The message above says why.')
+        command = [sys.executable, '-m', 'venv', str(venv)]
+        if ros:
+            command.append('--system-site-packages')
+        if subprocess.run(command, env=env, cwd=ROOT).returncode:
+            raise Failure(f'`{" ".join(command)}` failed; the message above says why.')
         # colcon must not look for packages in here.
         (venv / 'COLCON_IGNORE').touch()
     constraints = ['-c', 'constraints.txt']
     if ros:
         pins = numpy_constraint(python, env)
         (venv / 'constraints-ros.txt').write_text('\n'.join(pins) + '\n')
-        constraints += ['-c', venv / 'constraints-ros.txt']
+        constraints += ['-c', str(venv / 'constraints-ros.txt')]
     wanted = f'.[{",".join(sorted(extras))}]' if extras else '.'
     say(f'installing owseg_ros{wanted[1:]} and what it needs (the first time: minutes)')
-    run([python, '-m', 'pip', 'install', '--quiet', '--no-warn-script-location',
-         '--progress-bar', 'on', *constraints, '-e', wanted],
-        env, 'A machine without network needs a package cache that pip is told of; otherwise the '
-             'message above names the package.')
+    pip_install(python, [*constraints, '-e', wanted], env, venv / LOG)
+    link_package(venv)
     (venv / STATE).write_text(json.dumps({
         'base': [sys.executable, sys.version, ros], 'extras': sorted(extras), 'key': key}))
     say(f'{venv.name} is ready after {time.monotonic() - began:.0f} s')
