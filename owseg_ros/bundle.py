@@ -39,9 +39,8 @@ from typing import Any, Iterator, Mapping, NoReturn
 
 import jsonschema
 import numpy as np
-import yaml
-
 from owseg_ros.errors import OwsegError
+import yaml
 
 MANIFEST = 'manifest.yaml'
 SCHEMA = 'owseg_ros/bundle'

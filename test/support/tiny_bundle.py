@@ -30,9 +30,8 @@ from typing import Any, Callable
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, TensorProto
-import yaml
-
 from owseg_ros.bundle import Bundle, MANIFEST, sha256_of, write_bundle
+import yaml
 
 CLASS_NAMES = ('red', 'green', 'blue')
 CLASS_COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
