@@ -1,0 +1,301 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Counting frames, and telling /diagnostics what that means."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+import math
+import threading
+import time
+from typing import Any, Callable, Mapping, Sequence
+
+from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import KeyValue
+import numpy as np
+from rclpy.node import Node
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+WINDOW_FRAMES = 600
+"""Frames that the percentiles of diagnostics look back on."""
+
+RATE_SECONDS = 5.0
+"""Seconds that the rates of diagnostics look back on."""
+
+PLAUSIBLE_AGE = (-0.1, 60.0)
+"""Ages (seconds) outside mean that stamps and node clock do not belong together."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """
+    The numbers of one camera at one moment.
+
+    Counts are since activation. Percentiles are NaN without frames, and those of the age also
+    when stamps and node clock do not belong together (a bag replayed without use_sim_time);
+    `clock_offset` is then their difference in seconds. `silent` is the number of seconds since
+    the last frame or activation, `since_bad` since the last bad frame (infinite: never).
+    """
+
+    frames_in: int
+    frames_out: int
+    drops: int
+    skipped: int
+    bad_frames: int
+    last_error: str
+    rate_in_hz: float
+    rate_hz: float
+    age_ms: tuple[float, float, float]
+    latency_ms: tuple[float, float, float]
+    network_ms: float
+    readout_ms: float
+    clock_offset: float | None
+    silent: float
+    since_bad: float
+    since_good: float
+
+    def values(self) -> dict[str, str]:
+        """Return the numbers as the key-value pairs of a diagnostic status."""
+        return {
+            'frames_in': str(self.frames_in),
+            'frames_out': str(self.frames_out),
+            'drops': str(self.drops),
+            'skipped': str(self.skipped),
+            'bad_frames': str(self.bad_frames),
+            'last_error': self.last_error,
+            'rate_in_hz': f'{self.rate_in_hz:.2f}',
+            'rate_hz': f'{self.rate_hz:.2f}',
+            'age_ms_p50': _milliseconds(self.age_ms[0]),
+            'age_ms_p95': _milliseconds(self.age_ms[1]),
+            'age_ms_p99': _milliseconds(self.age_ms[2]),
+            'latency_ms_p50': _milliseconds(self.latency_ms[0]),
+            'latency_ms_p95': _milliseconds(self.latency_ms[1]),
+            'latency_ms_p99': _milliseconds(self.latency_ms[2]),
+            'network_ms': _milliseconds(self.network_ms),
+            'readout_ms': _milliseconds(self.readout_ms),
+        }
+
+
+class FrameStatistics:
+    """
+    What happened to the frames of one camera; safe to use from several threads.
+
+    :param monotonic: the clock behind rates and silence, in seconds.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._now = monotonic
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Start to count again, as on activation."""
+        with self._lock:
+            self._start = self._now()
+            self._frames_in = self._frames_out = 0
+            self._drops = self._skipped = self._bad = 0
+            self._last_error = ''
+            self._last_in = self._last_bad = self._last_good = -math.inf
+            self._arrivals: deque[float] = deque(maxlen=WINDOW_FRAMES)
+            self._departures: deque[float] = deque(maxlen=WINDOW_FRAMES)
+            self._ages: deque[float] = deque(maxlen=WINDOW_FRAMES)
+            self._latencies: deque[float] = deque(maxlen=WINDOW_FRAMES)
+            self._network: deque[float] = deque(maxlen=WINDOW_FRAMES)
+            self._readout: deque[float] = deque(maxlen=WINDOW_FRAMES)
+            self._clock_offset: float | None = None
+
+    def frame_in(self, dropped: bool) -> None:
+        """Count a frame that came in; `dropped`: it replaced one that nobody had looked at."""
+        with self._lock:
+            self._frames_in += 1
+            self._drops += dropped
+            self._last_in = self._now()
+            self._arrivals.append(self._last_in)
+
+    def skip(self) -> None:
+        """Count a frame that nobody wanted to see."""
+        with self._lock:
+            self._skipped += 1
+            self._last_good = self._now()
+
+    def bad_frame(self, error: str) -> None:
+        """Count a frame that could not be processed."""
+        with self._lock:
+            self._bad += 1
+            self._last_error = error
+            self._last_bad = self._now()
+
+    def frame_out(self, age: float, latency: float, network_ms: float, readout_ms: float) -> None:
+        """
+        Count a frame whose results were published.
+
+        :param age: node clock minus stamp, in seconds.
+        :param latency: seconds since the frame was received.
+        """
+        with self._lock:
+            self._frames_out += 1
+            self._last_good = self._now()
+            self._departures.append(self._last_good)
+            self._latencies.append(1e3 * latency)
+            self._network.append(network_ms)
+            self._readout.append(readout_ms)
+            if PLAUSIBLE_AGE[0] <= age <= PLAUSIBLE_AGE[1]:
+                self._ages.append(1e3 * age)
+                self._clock_offset = None
+            else:
+                self._ages.clear()
+                self._clock_offset = age
+
+    def snapshot(self) -> Snapshot:
+        """Return the numbers of this moment."""
+        with self._lock:
+            now = self._now()
+            return Snapshot(
+                frames_in=self._frames_in, frames_out=self._frames_out, drops=self._drops,
+                skipped=self._skipped, bad_frames=self._bad, last_error=self._last_error,
+                rate_in_hz=_rate(self._arrivals, now), rate_hz=_rate(self._departures, now),
+                age_ms=_percentiles(self._ages), latency_ms=_percentiles(self._latencies),
+                network_ms=_percentiles(self._network)[0],
+                readout_ms=_percentiles(self._readout)[0],
+                clock_offset=self._clock_offset,
+                silent=now - max(self._start, self._last_in),
+                since_bad=now - self._last_bad, since_good=now - self._last_good)
+
+
+def judge_camera(
+    numbers: Snapshot, *, topic: str, publishers: int, timeout: float, idle: bool,
+    incompatible: str, transport: str,
+) -> tuple[bytes, str, str]:
+    """
+    Return level, state and message of an active camera.
+
+    :param topic: the topic that the frames come on.
+    :param publishers: matched publishers of it.
+    :param timeout: seconds without a frame that are too many.
+    :param idle: nobody subscribes to a result.
+    :param incompatible: why a publisher does not match, or an empty string.
+    :param transport: what to know about the transport when nothing arrives.
+    """
+    if numbers.silent > timeout:
+        for_long = f'no frame for {numbers.silent:.1f} s'
+        if incompatible:
+            return WARN, 'no frames', f'{for_long}: {incompatible}'
+        if not publishers:
+            return WARN, 'no frames', f'{for_long}: nobody publishes {topic}'
+        if numbers.frames_in:
+            return WARN, 'no frames', f'{for_long}: the publisher of {topic} went silent'
+        return WARN, 'no frames', (
+            f'{for_long}: {topic} has a publisher, but nothing arrives. {transport}')
+    if numbers.since_bad < max(timeout, RATE_SECONDS):
+        level = ERROR if numbers.since_good > numbers.since_bad else WARN
+        return level, 'bad frames', f'{numbers.bad_frames} bad frames: {numbers.last_error}'
+    if idle:
+        return OK, 'idle', 'nobody subscribes to a result'
+    if not numbers.frames_out:
+        return OK, 'running', 'waiting for the first frame'
+    if numbers.clock_offset is not None:
+        return OK, 'running', (
+            f'{numbers.rate_hz:.1f} Hz; stamps are {numbers.clock_offset:.0f} s off the node '
+            'clock (a bag without use_sim_time?), so that there is no age')
+    return OK, 'running', (
+        f'{numbers.rate_hz:.1f} Hz, age {numbers.age_ms[0]:.0f} ms '
+        f'(p95 {numbers.age_ms[1]:.0f} ms), {numbers.drops} drops')
+
+
+def status(name: str, level: bytes, message: str, values: Mapping[str, Any]) -> DiagnosticStatus:
+    """Return a diagnostic status of this package with its key-value pairs."""
+    return DiagnosticStatus(
+        level=level, name=name, message=message, hardware_id='owseg_ros',
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
+
+
+class Reporter:
+    """
+    Publishes diagnostics at a period, from a thread of its own.
+
+    A thread, not a timer: the executor is busy while a model is loaded, and that is when
+    somebody wants to know what the node is doing; and the clock of a paused bag stops timers.
+
+    :param node: the node that publishes.
+    :param collect: returns the statuses to publish.
+    :param period: returns the seconds to the next report.
+    """
+
+    def __init__(self, node: Node, collect: Callable[[], Sequence[DiagnosticStatus]],
+                 period: Callable[[], float]) -> None:
+        self._node = node
+        self._collect = collect
+        self._period = period
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._publishing = threading.Lock()
+        self._wake = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name='diagnostics', daemon=True)
+
+    def start(self) -> None:
+        """Start to report."""
+        self._thread.start()
+
+    def report(self) -> None:
+        """Publish now; does nothing once the context is shut down."""
+        with self._publishing:
+            if self._stopped or not self._node.context.ok():
+                return
+            try:
+                message = DiagnosticArray(status=list(self._collect()))
+                message.header.stamp = self._node.get_clock().now().to_msg()
+                self._publisher.publish(message)
+            except Exception as error:
+                # A signal may shut the context down at any moment; all else must be seen.
+                if self._node.context.ok():
+                    self._node.get_logger().error(
+                        f'diagnostics not published: {error!r}', throttle_duration_sec=5.0)
+
+    def hasten(self) -> None:
+        """Report soon, from the thread of the reporter."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread; the last report has been published before this returns."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._wake.clear()
+            self.report()
+            self._wake.wait(self._period())
+
+
+def _milliseconds(value: float) -> str:
+    return '' if math.isnan(value) else f'{value:.2f}'
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if not values:
+        return math.nan, math.nan, math.nan
+    p50, p95, p99 = np.percentile(np.fromiter(values, np.float64, len(values)), (50, 95, 99))
+    return float(p50), float(p95), float(p99)
+
+
+def _rate(times: Sequence[float], now: float) -> float:
+    recent = [moment for moment in times if now - moment <= RATE_SECONDS]
+    if len(recent) < 2 or recent[-1] <= recent[0]:
+        return 0.0
+    return (len(recent) - 1) / (recent[-1] - recent[0])

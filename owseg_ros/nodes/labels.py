@@ -1,0 +1,89 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The names behind the ids: LabelInfo where vision_msgs is installed, and JSON everywhere."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from owseg_ros.bundle import Bundle
+from owseg_ros.bundle import UNKNOWN_COLOR
+from owseg_ros.bundle import UNKNOWN_ID
+from owseg_ros.bundle import UNLABELLED_COLOR
+from owseg_ros.bundle import UNLABELLED_ID
+from owseg_ros.readout.maps import ReadoutSettings
+
+UNKNOWN_NAME, UNLABELLED_NAME = 'unknown object', 'unlabelled'
+
+
+def label_table(bundle: Bundle) -> list[dict[str, Any]]:
+    """
+    Return id, name, kind and RGB colour of every value that `semantic/mask` may hold.
+
+    The kind is `known` for a class of the model, `unknown` for an object that is none of them,
+    and `unlabelled`.
+    """
+    known = [
+        {'id': info.id, 'name': info.name, 'kind': 'known', 'color': list(info.color)}
+        for info in bundle.classes]
+    return known + [
+        {'id': UNKNOWN_ID, 'name': UNKNOWN_NAME, 'kind': 'unknown',
+         'color': list(UNKNOWN_COLOR)},
+        {'id': UNLABELLED_ID, 'name': UNLABELLED_NAME, 'kind': 'unlabelled',
+         'color': list(UNLABELLED_COLOR)}]
+
+
+def label_json(bundle: Bundle, settings: ReadoutSettings) -> str:
+    """Return the text of the topic `labels`: classes, thresholds and the model they are of."""
+    return json.dumps({
+        'model': {'name': bundle.name, 'version': bundle.version,
+                  'sha256': bundle.network_sha256},
+        'classes': label_table(bundle),
+        'anomaly': {
+            'score': bundle.anomaly.score,
+            'threshold': settings.anomaly_threshold,
+            'min_area': settings.min_area,
+            'calibrated': settings.anomaly_threshold == bundle.anomaly.threshold,
+            'calibrated_threshold': bundle.anomaly.threshold,
+            'operating_point': bundle.anomaly.operating_point},
+        'mark_unknown': settings.mark_unknown,
+        'min_confidence': settings.min_confidence})
+
+
+def label_info_type() -> type | None:
+    """Return vision_msgs/LabelInfo, or None where vision_msgs is not installed."""
+    try:
+        from vision_msgs.msg import LabelInfo
+    except ImportError:
+        return None
+    return LabelInfo
+
+
+def label_info(bundle: Bundle, settings: ReadoutSettings, stamp: Any, frame_id: str = '') -> Any:
+    """
+    Return the names as vision_msgs/LabelInfo.
+
+    :param stamp: builtin_interfaces/Time of the message.
+    :raises ImportError: vision_msgs is not installed.
+    """
+    from vision_msgs.msg import LabelInfo, VisionClass
+    message = LabelInfo()
+    message.header.stamp = stamp
+    message.header.frame_id = frame_id
+    message.class_map = [
+        VisionClass(class_id=entry['id'], class_name=entry['name'])
+        for entry in label_table(bundle)]
+    message.threshold = float(settings.min_confidence)
+    return message

@@ -1,0 +1,130 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The published results of a camera: a topic is computed and sent while somebody listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import threading
+from typing import Any, Callable
+
+import numpy as np
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from owseg_ros.bundle import Bundle
+from owseg_ros.frame import array_to_image
+from owseg_ros.frame import Frame
+from owseg_ros.nodes import labels
+from owseg_ros.nodes import qos
+from owseg_ros.nodes.inputs import camera_topic
+from owseg_ros.readout.maps import ReadoutSettings
+from owseg_ros.segmenter import Segmentation
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """
+    One image topic: its encoding, the maps it is made of, and how.
+
+    `make` gets the segmentation, the frame and the weight of the overlay.
+    """
+
+    topic: str
+    encoding: str
+    maps: frozenset[str]
+    make: Callable[[Segmentation, Frame, float], np.ndarray]
+
+
+IMAGES = (
+    ImageOutput('semantic/mask', 'mono8', frozenset({'semantic'}),
+                lambda result, frame, alpha: result.semantic),
+    ImageOutput('semantic/confidence', 'mono8', frozenset({'confidence'}),
+                lambda result, frame, alpha: result.confidence),
+    ImageOutput('anomaly/score', '32FC1', frozenset({'anomaly_score'}),
+                lambda result, frame, alpha: result.anomaly_score),
+    ImageOutput('anomaly/mask', 'mono8', frozenset({'anomaly_mask'}),
+                lambda result, frame, alpha: result.anomaly_mask),
+    ImageOutput('semantic/color', 'rgb8', frozenset({'semantic'}),
+                lambda result, frame, alpha: result.color()),
+    ImageOutput('overlay', 'rgb8', frozenset({'semantic', 'anomaly_mask'}),
+                lambda result, frame, alpha: result.overlay(frame, alpha)),
+)
+
+
+class CameraOutputs:
+    """
+    The publishers of one camera.
+
+    :param node: the lifecycle node; while it is inactive nothing is sent.
+    :param camera: namespace of the camera, relative to that of the node.
+    """
+
+    def __init__(self, node: LifecycleNode, camera: str) -> None:
+        self._node = node
+        # Diagnostics ask from their own thread while the executor may destroy the publishers.
+        self._lock = threading.Lock()
+        self._images = [
+            (output, node.create_lifecycle_publisher(
+                Image, camera_topic(camera, output.topic), qos.image_output()))
+            for output in IMAGES]
+        self._labels = node.create_lifecycle_publisher(
+            String, camera_topic(camera, 'labels'), qos.latched())
+        label_info_type = labels.label_info_type()
+        self._label_info = label_info_type and node.create_lifecycle_publisher(
+            label_info_type, camera_topic(camera, 'label_info'), qos.latched())
+
+    def wanted(self) -> list[tuple[ImageOutput, Any]]:
+        """Return the image outputs that have a subscriber, with their publishers."""
+        with self._lock:
+            return [pair for pair in self._images if pair[1].get_subscription_count()]
+
+    def publish_labels(self, bundle: Bundle, settings: ReadoutSettings) -> None:
+        """Publish the names of the ids; they stay for subscribers to come."""
+        self._labels.publish(String(data=labels.label_json(bundle, settings)))
+        if self._label_info is not None:
+            stamp = self._node.get_clock().now().to_msg()
+            self._label_info.publish(labels.label_info(bundle, settings, stamp))
+
+    def destroy(self) -> None:
+        """Destroy the publishers."""
+        with self._lock:
+            publishers = [publisher for _, publisher in self._images] + [self._labels]
+            if self._label_info is not None:
+                publishers.append(self._label_info)
+            self._images = []
+            for publisher in publishers:
+                self._node.destroy_lifecycle_publisher(publisher)
+
+
+def maps_of(outputs: list[tuple[ImageOutput, Any]]) -> frozenset[str]:
+    """Return the maps that outputs are made of."""
+    return frozenset().union(*(output.maps for output, _ in outputs))
+
+
+def publish_images(
+    outputs: list[tuple[ImageOutput, Any]], result: Segmentation, frame: Frame, header: Any,
+    alpha: float,
+) -> None:
+    """
+    Publish the results of a frame, all with the header of the frame.
+
+    :param outputs: what `CameraOutputs.wanted` returned.
+    :param header: std_msgs/Header of the camera message, used unchanged.
+    :param alpha: weight of the colours in the overlay.
+    """
+    for output, publisher in outputs:
+        publisher.publish(
+            array_to_image(output.make(result, frame, alpha), output.encoding, header))

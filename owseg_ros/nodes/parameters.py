@@ -1,0 +1,247 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Parameters as a table: type, description, range and when a change is possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import math
+import re
+from typing import Any, Callable, Mapping, Sequence
+
+from rcl_interfaces.msg import FloatingPointRange
+from rcl_interfaces.msg import IntegerRange
+from rcl_interfaces.msg import ParameterDescriptor
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from owseg_ros.nodes.qos import RELIABILITIES
+
+ANY_TIME, UNCONFIGURED, AT_START = 'any time', 'unconfigured', 'at start'
+CALIBRATED = 'calibrated'
+
+_NAMESPACE = re.compile(r'/?[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*')
+
+
+@dataclass(frozen=True)
+class Spec:
+    """
+    One parameter.
+
+    `when` says in which states it may change: at any time, only while the node is
+    unconfigured, or never (read-only, given at start). `limits` is an inclusive range for
+    numbers, `choices` the allowed strings; `check` returns what is wrong with a value, or ''.
+    A parameter with `dynamic` typing may hold values of several types.
+    """
+
+    name: str
+    default: Any
+    description: str
+    when: str = ANY_TIME
+    limits: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    check: Callable[[Any], str] | None = None
+    dynamic: bool = False
+
+    def descriptor(self) -> ParameterDescriptor:
+        """Return the description that `ros2 param describe` shows."""
+        text = self.description
+        if self.when == UNCONFIGURED:
+            text += ' Changes while the node is unconfigured; read when it is configured.'
+        descriptor = ParameterDescriptor(
+            description=text, read_only=self.when == AT_START, dynamic_typing=self.dynamic,
+            additional_constraints=f'one of: {", ".join(self.choices)}' if self.choices else '')
+        if self.limits and isinstance(self.default, float):
+            descriptor.floating_point_range = [FloatingPointRange(
+                from_value=float(self.limits[0]), to_value=float(self.limits[1]))]
+        elif self.limits:
+            descriptor.integer_range = [IntegerRange(
+                from_value=int(self.limits[0]), to_value=int(self.limits[1]))]
+        return descriptor
+
+    def problem(self, value: Any) -> str:
+        """Return what is wrong with a value of this parameter, or an empty string."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return f'{self.name} must be finite, not {value}'
+        if self.choices and value not in self.choices:
+            return f'{self.name} must be one of {", ".join(self.choices)}, not "{value}"'
+        problem = self.check(value) if self.check else ''
+        return f'{self.name} {problem}' if problem else ''
+
+
+class ParameterTable:
+    """
+    The declared parameters of a node, with one way to validate and one to apply a change.
+
+    :param node: the node; the parameters are declared on it at once.
+    :param specs: the table.
+    :param apply: called after each successful change with the names and new values.
+    :param configured: says whether parameters that need the unconfigured state are frozen.
+    :raises rclpy.exceptions.InvalidParameterValueException: a value given at start is invalid.
+    :raises rclpy.exceptions.InvalidParameterTypeException: it is of the wrong type.
+    """
+
+    def __init__(self, node: Node, specs: Sequence[Spec],
+                 apply: Callable[[Mapping[str, Any]], None],
+                 configured: Callable[[], bool] = lambda: False) -> None:
+        self._node = node
+        self._specs = {spec.name: spec for spec in specs}
+        self._apply = apply
+        self._configured = configured
+        self._declared = False
+        # Humble has no post-set callback: there a change is applied where it is validated.
+        self._has_post_set = hasattr(node, 'add_post_set_parameters_callback')
+        node.add_on_set_parameters_callback(self._validate)
+        for spec in specs:
+            node.declare_parameter(spec.name, spec.default, spec.descriptor())
+        self._declared = True
+        if self._has_post_set:
+            node.add_post_set_parameters_callback(self._changed)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the current value of a parameter."""
+        return self._node.get_parameter(name).value
+
+    def _validate(self, parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            spec = self._specs.get(parameter.name)
+            if spec is None:
+                continue
+            if self._declared and spec.when == UNCONFIGURED and self._configured():
+                return SetParametersResult(successful=False, reason=(
+                    f'{spec.name} is read when the node is configured: deactivate and clean up '
+                    'the node, set it, and configure again'))
+            problem = spec.problem(parameter.value)
+            if problem:
+                return SetParametersResult(successful=False, reason=problem)
+        if self._declared and not self._has_post_set:
+            self._changed(parameters)
+        return SetParametersResult(successful=True)
+
+    def _changed(self, parameters: list[Parameter]) -> None:
+        values = {
+            parameter.name: parameter.value for parameter in parameters
+            if parameter.name in self._specs}
+        if values:
+            self._apply(values)
+
+
+def _camera_names(names: Sequence[str]) -> str:
+    wrong = [name for name in names if name and not _NAMESPACE.fullmatch(name)]
+    if wrong:
+        return f'has "{wrong[0]}", which is no namespace (letters, digits, _ and /)'
+    if not names:
+        return 'is empty: list camera namespaces, or [""] for the namespace of the node'
+    if len(set(names)) != len(names):
+        return 'names a camera twice'
+    return ''
+
+
+def _provider_names(names: Sequence[str]) -> str:
+    if not names or not all(names):
+        return 'must name at least one provider, such as cpu'
+    return 'names a provider twice' if len(set(names)) != len(names) else ''
+
+
+def _threshold(value: Any) -> str:
+    if isinstance(value, str):
+        return '' if value == CALIBRATED else f'must be a number or "{CALIBRATED}", not "{value}"'
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f'must be a number or "{CALIBRATED}", not {value!r}'
+    return ''
+
+
+PERCEPTION = (
+    Spec('autostart', False,
+         'Configure and activate without a lifecycle manager.', AT_START),
+    Spec('model', '',
+         'Folder of the model bundle, or the name of an installed one; empty: the default.',
+         UNCONFIGURED),
+    Spec('engine', 'onnx',
+         'What runs the network.', UNCONFIGURED),
+    Spec('providers', ['cpu'],
+         'Where the engine runs, in order of preference: cpu, cuda, tensorrt.',
+         UNCONFIGURED, check=_provider_names),
+    Spec('threads', 0,
+         'Threads of the engine on the CPU; 0: as many as it likes.', UNCONFIGURED, (0, 256)),
+    Spec('cameras', [''],
+         'Namespaces of the cameras; topics are relative to them. "": the one of the node.',
+         UNCONFIGURED, check=_camera_names),
+    Spec('image_transport', 'raw',
+         'raw: subscribe to image; compressed: to image/compressed.',
+         UNCONFIGURED, choices=('raw', 'compressed')),
+    Spec('image_reliability', 'best_available',
+         'Reliability of the image subscription; best_available follows the publisher.',
+         UNCONFIGURED, choices=RELIABILITIES),
+    Spec('stamp_tolerance', 0.005,
+         'Frames of several cameras whose stamps differ less (seconds) share a batch.',
+         UNCONFIGURED, (0.0, 1.0)),
+    Spec('batch_wait', 0.01,
+         'Longest wait for the frame of a camera that has been in step with another (seconds).',
+         UNCONFIGURED, (0.0, 1.0)),
+    Spec('output_size', 'camera',
+         'Size of the published maps: that of the camera image or that of the network.',
+         choices=('camera', 'network')),
+    Spec('anomaly_threshold', CALIBRATED,
+         'Scores from here on are anomalous: a number, or "calibrated" for that of the model.',
+         check=_threshold, dynamic=True),
+    Spec('anomaly_min_area', -1,
+         'Smallest anomalous region, in pixels at network size; -1: that of the model.',
+         limits=(-1, 1 << 20)),
+    Spec('mark_unknown', True,
+         'Write 254 into semantic/mask where anomaly/mask is set.'),
+    Spec('min_confidence', 0.0,
+         'Write 255 (unlabelled) into semantic/mask where the confidence is lower.',
+         limits=(0.0, 1.0)),
+    Spec('overlay_alpha', 0.5,
+         'Weight of the colours in overlay.', limits=(0.0, 1.0)),
+    Spec('no_frames_timeout', 2.0,
+         'Seconds without a frame after which diagnostics warn.', limits=(0.1, 3600.0)),
+    Spec('diagnostics_period', 1.0,
+         'Seconds between two messages on /diagnostics.', limits=(0.05, 60.0)),
+)
+
+CAMERA = (
+    Spec('source', 'scene',
+         'What the camera shows: scene (a procedural street), a video file, a folder of images, '
+         'an image, or webcam:0.'),
+    Spec('rate', 0.0,
+         'Frames per second; 0: the rate of the source.', limits=(0.0, 240.0)),
+    Spec('loop', True,
+         'Start again when the source ends.'),
+    Spec('shutdown_at_end', False,
+         'End the process when the source ends.'),
+    Spec('wait_for_subscriber', False,
+         'Hold the first frame until somebody subscribes, so that a short clip is seen whole.'),
+    Spec('width', 0,
+         'Width of the image in pixels; 0: that of the source, or as the height asks.',
+         limits=(0, 16384)),
+    Spec('height', 0,
+         'Height of the image in pixels; 0: that of the source, or as the width asks.',
+         limits=(0, 16384)),
+    Spec('frame_id', 'camera_optical_frame',
+         'Frame of the images: z forward, x right, y down (REP 103).'),
+    Spec('encoding', 'rgb8',
+         'Encoding of image.', choices=('rgb8', 'bgr8')),
+    Spec('publish_compressed', False,
+         'Publish image/compressed (JPEG) too.'),
+    Spec('jpeg_quality', 90,
+         'Quality of image/compressed.', limits=(1, 100)),
+    Spec('hfov_deg', 60.0,
+         'Horizontal field of view in degrees, for camera_info of a source without calibration.',
+         limits=(1.0, 179.0)),
+    Spec('diagnostics_period', 1.0,
+         'Seconds between two messages on /diagnostics.', limits=(0.05, 60.0)),
+)

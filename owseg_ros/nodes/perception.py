@@ -1,0 +1,400 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The lifecycle node `perception`: camera images in, maps out.
+
+The executor only moves messages into the newest-frame slots; one worker thread converts,
+computes and publishes. Configuring loads and warms up the model, activating subscribes;
+deactivating keeps the model. A model that cannot be used leaves the node unconfigured, and it
+can be configured again when the parameter is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+import sys
+import time
+import traceback
+from typing import Any, Mapping
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.clock import Clock
+from rclpy.clock import ClockType
+from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleState
+from rclpy.lifecycle import TransitionCallbackReturn
+
+from owseg_ros.bundle import Bundle
+from owseg_ros.bundle import BundleError
+from owseg_ros.bundle import default_bundle_path
+from owseg_ros.bundle import load_bundle
+from owseg_ros.bundle import MANIFEST
+from owseg_ros.errors import OwsegError
+from owseg_ros.frame import Frame
+from owseg_ros.frame import FrameError
+from owseg_ros.nodes import transport
+from owseg_ros.nodes.diagnostics import ERROR
+from owseg_ros.nodes.diagnostics import FrameStatistics
+from owseg_ros.nodes.diagnostics import judge_camera
+from owseg_ros.nodes.diagnostics import OK
+from owseg_ros.nodes.diagnostics import Reporter
+from owseg_ros.nodes.diagnostics import status
+from owseg_ros.nodes.diagnostics import WARN
+from owseg_ros.nodes.inputs import ImageInput
+from owseg_ros.nodes.outputs import CameraOutputs
+from owseg_ros.nodes.outputs import maps_of
+from owseg_ros.nodes.outputs import publish_images
+from owseg_ros.nodes.parameters import CALIBRATED
+from owseg_ros.nodes.parameters import ParameterTable
+from owseg_ros.nodes.parameters import PERCEPTION
+from owseg_ros.nodes.process import run
+from owseg_ros.nodes.slot import FrameSlots
+from owseg_ros.nodes.slot import Pending
+from owseg_ros.nodes.slot import Worker
+from owseg_ros.readout.maps import ReadoutSettings
+from owseg_ros.segmenter import Segmenter
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+FAILURE = TransitionCallbackReturn.FAILURE
+FAILED = TransitionCallbackReturn.ERROR
+
+_LABEL_PARAMETERS = frozenset(
+    {'anomaly_threshold', 'anomaly_min_area', 'mark_unknown', 'min_confidence'})
+_READOUT_PARAMETERS = _LABEL_PARAMETERS | {'output_size'}
+
+
+class Camera:
+    """One camera of the node: its subscription, its publishers and its numbers."""
+
+    def __init__(self, node: PerceptionNode, name: str, image_transport: str,
+                 reliability: str) -> None:
+        self.name = name
+        self.statistics = FrameStatistics()
+        self.outputs = CameraOutputs(node, name)
+        self.input = ImageInput(
+            node, name, image_transport, reliability,
+            lambda message: node.receive(self, message))
+
+
+class PerceptionNode(LifecycleNode):
+    """
+    Segments the images of one or more cameras with one network.
+
+    :param autostart: default of the parameter `autostart`.
+    :param dds: the transport of this process, as `transport.prepare` returned it.
+    :param options: passed to `rclpy.lifecycle.LifecycleNode` (context, namespace, ...).
+    :raises rclpy.exceptions.ParameterException: a parameter given at start is invalid.
+    """
+
+    def __init__(self, *, autostart: bool = False, dds: transport.Transport | None = None,
+                 **options: Any) -> None:
+        super().__init__(options.pop('node_name', 'perception'), **options)
+        self._phase = 'unconfigured'
+        self._failure = ''
+        self._dds = dds or transport.check()
+        self._segmenter: Segmenter | None = None
+        self._warm_up_ms = 0.0
+        self._cameras: dict[str, Camera] = {}
+        self._slots = FrameSlots([])
+        self._worker: Worker | None = None
+        specs = [
+            replace(spec, default=autostart) if spec.name == 'autostart' else spec
+            for spec in PERCEPTION]
+        self._parameters = ParameterTable(
+            self, specs, self._apply, lambda: self._segmenter is not None)
+        self._reporter = Reporter(
+            self, self._statuses, lambda: self._parameters['diagnostics_period'])
+        self._reporter.start()
+        self.get_logger().info(f'DDS: {self._dds}')
+        if self._parameters['autostart']:
+            # A steady clock: the clock of a bag that does not play yet stands still.
+            self._start_timer = self.create_timer(
+                0.0, self._autostart, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    # Transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model and create the publishers; FAILURE when the model cannot be used."""
+        return self._transition('configure', self._configure, state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe, start the worker and publish the labels."""
+        return self._transition('activate', self._activate, state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe and stop the worker; the model stays loaded."""
+        return self._transition('deactivate', self._deactivate, state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release the model and the publishers."""
+        return self._transition('clean up', self._cleanup, state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything, from whatever state."""
+        return self._transition('shut down', self._shutdown, state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything after a failed transition, so that the node can start again."""
+        self._release()
+        self._enter('unconfigured')
+        return SUCCESS
+
+    def destroy_node(self) -> None:
+        """Stop the threads and destroy the node."""
+        self._release()
+        self._reporter.stop()
+        super().destroy_node()
+
+    # Frames
+
+    def receive(self, camera: Camera, message: Any) -> None:
+        """Put a camera message into the slot of its camera (called in the executor)."""
+        stamp = message.header.stamp
+        fresh = self._slots.put(camera.name, message, stamp.sec + 1e-9 * stamp.nanosec)
+        camera.statistics.frame_in(dropped=not fresh)
+
+    def _process(self, batch: list[Pending]) -> None:
+        try:
+            self._segment_and_publish(batch)
+        except Exception as error:
+            if not self.context.ok():
+                return
+            for pending in batch:
+                self._cameras[pending.camera].statistics.bad_frame(
+                    f'{type(error).__name__}: {error}')
+            self.get_logger().error(
+                f'frame not processed: {traceback.format_exc()}', throttle_duration_sec=5.0)
+
+    def _segment_and_publish(self, batch: list[Pending]) -> None:
+        work = []
+        for pending in batch:
+            camera = self._cameras[pending.camera]
+            outputs = camera.outputs.wanted()
+            if not outputs:
+                camera.statistics.skip()
+                continue
+            frame = self._frame(camera, pending.message)
+            if frame is not None:
+                work.append((camera, pending, outputs, frame))
+        if not work:
+            return
+        maps = frozenset().union(*(maps_of(outputs) for _, _, outputs, _ in work))
+        results = self._segmenter.segment([frame for *_, frame in work], maps)
+        alpha = self._parameters['overlay_alpha']
+        for (camera, pending, outputs, frame), result in zip(work, results):
+            header = pending.message.header
+            publish_images(outputs, result, frame, header, alpha)
+            now = 1e-9 * self.get_clock().now().nanoseconds
+            camera.statistics.frame_out(
+                now - pending.stamp, time.monotonic() - pending.received,
+                result.network_ms, result.readout_ms)
+
+    def _frame(self, camera: Camera, message: Any) -> Frame | None:
+        try:
+            return camera.input.convert(message)
+        except FrameError as error:
+            camera.statistics.bad_frame(str(error))
+            self.get_logger().warning(f'bad frame: {error}', throttle_duration_sec=5.0)
+            self._reporter.hasten()
+            return None
+
+    # What the transitions do
+
+    def _configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._failure = ''
+        try:
+            self._enter('building')
+            bundle = load_bundle(_model_folder(self._parameters['model']))
+            segmenter = Segmenter(
+                bundle, engine=self._parameters['engine'],
+                providers=tuple(self._parameters['providers']),
+                threads=self._parameters['threads'])
+            segmenter.settings = self._settings(bundle)
+            self._enter('warming')
+            self._warm_up_ms = segmenter.warm_up()
+        except OwsegError as error:
+            self._failure = f'cannot configure: {error}'
+            self.get_logger().error(self._failure)
+            self._enter('unconfigured')
+            return FAILURE
+        self._segmenter = segmenter
+        self._cameras = {
+            name: Camera(self, name, self._parameters['image_transport'],
+                         self._parameters['image_reliability'])
+            for name in self._parameters['cameras']}
+        self._enter('inactive')
+        self.get_logger().info(
+            f'model {bundle.name} {bundle.version} on {segmenter.engine.description}, '
+            f'{self._warm_up_ms:.0f} ms a frame')
+        return super().on_configure(state)
+
+    def _activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = super().on_activate(state)
+        if result != SUCCESS:
+            return result
+        self._slots = FrameSlots(
+            list(self._cameras), self._parameters['stamp_tolerance'],
+            self._parameters['batch_wait'])
+        self._worker = Worker(self._slots, self._process)
+        self._publish_labels()
+        for camera in self._cameras.values():
+            camera.statistics.reset()
+            camera.input.open()
+            self.get_logger().info(f'camera {camera.input.topic}')
+        self._worker.start()
+        self._enter('active')
+        return SUCCESS
+
+    def _deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._stop_work()
+        self._enter('inactive')
+        return super().on_deactivate(state)
+
+    def _cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = super().on_cleanup(state)
+        self._release()
+        self._enter('unconfigured')
+        return result
+
+    def _shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = super().on_shutdown(state)
+        self._release()
+        self._enter('finalized')
+        return result
+
+    def _transition(self, name: str, act: Any, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return act(state)
+        except Exception:
+            # rclpy turns an exception into the error state without a word about it.
+            self._failure = f'cannot {name}: {traceback.format_exc(limit=-1).strip()}'
+            self.get_logger().error(f'cannot {name}: {traceback.format_exc()}')
+            return FAILED
+
+    def _stop_work(self) -> None:
+        for camera in self._cameras.values():
+            camera.input.close()
+        if self._worker is not None and not self._worker.stop():
+            self.get_logger().error('the worker did not stop within 10 s')
+        self._worker = None
+
+    def _release(self) -> None:
+        self._stop_work()
+        cameras, self._cameras = self._cameras, {}
+        for camera in cameras.values():
+            camera.outputs.destroy()
+        self._segmenter = None
+
+    def _autostart(self) -> None:
+        self.destroy_timer(self._start_timer)
+        if self._phase == 'unconfigured' and self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
+
+    # Parameters
+
+    def _settings(self, bundle: Bundle, changed: Mapping[str, Any] = {}) -> ReadoutSettings:
+        values = {
+            name: changed.get(name, self._parameters[name]) for name in _READOUT_PARAMETERS}
+        threshold, min_area = values['anomaly_threshold'], values['anomaly_min_area']
+        return ReadoutSettings(
+            anomaly_threshold=(
+                bundle.anomaly.threshold if threshold == CALIBRATED else float(threshold)),
+            min_area=bundle.anomaly.min_area if min_area < 0 else min_area,
+            mark_unknown=values['mark_unknown'], min_confidence=values['min_confidence'],
+            output_size=values['output_size'])
+
+    def _apply(self, changed: Mapping[str, Any]) -> None:
+        if self._segmenter is not None and _READOUT_PARAMETERS & changed.keys():
+            self._segmenter.settings = self._settings(self._segmenter.bundle, changed)
+            if _LABEL_PARAMETERS & changed.keys() and self._phase == 'active':
+                self._publish_labels()
+        self._reporter.hasten()
+
+    def _publish_labels(self) -> None:
+        for camera in self._cameras.values():
+            camera.outputs.publish_labels(self._segmenter.bundle, self._segmenter.settings)
+
+    # Diagnostics
+
+    def _enter(self, phase: str) -> None:
+        self._phase = phase
+        self._reporter.report()
+
+    def _statuses(self) -> list[DiagnosticStatus]:
+        name = self.get_fully_qualified_name()
+        segmenter, phase = self._segmenter, self._phase
+        found = [self._engine_status(name, segmenter, phase), status(
+            f'{name}: transport', OK if self._dds.ok else WARN, str(self._dds),
+            {'profile': self._dds.profile or '', 'segment_bytes': self._dds.segment_bytes})]
+        if phase == 'active':
+            found += [
+                self._camera_status(name, camera) for camera in list(self._cameras.values())]
+        return found
+
+    def _engine_status(self, name: str, segmenter: Segmenter | None,
+                       phase: str) -> DiagnosticStatus:
+        values = {'state': phase, 'dds': self._dds.description}
+        if segmenter is not None:
+            bundle = segmenter.bundle
+            values.update(
+                model=bundle.name, model_version=bundle.version, model_path=bundle.path,
+                model_sha256=bundle.network_sha256, engine=segmenter.engine.description,
+                warm_up_ms=f'{self._warm_up_ms:.2f}',
+                network_size=f'{bundle.input.width}x{bundle.input.height}',
+                anomaly_threshold=segmenter.settings.anomaly_threshold)
+        if self._failure:
+            return status(f'{name}: engine', ERROR, self._failure, values)
+        message = phase if segmenter is None else (
+            f'{phase}: {segmenter.bundle.name} on {segmenter.engine.description}')
+        return status(f'{name}: engine', OK, message, values)
+
+    def _camera_status(self, name: str, camera: Camera) -> DiagnosticStatus:
+        numbers = camera.statistics.snapshot()
+        level, state, message = judge_camera(
+            numbers, topic=camera.input.topic, publishers=camera.input.publishers(),
+            timeout=self._parameters['no_frames_timeout'], idle=not camera.outputs.wanted(),
+            incompatible=camera.input.incompatible, transport=(
+                f'{self._dds}. The process of the publisher needs shared memory for large '
+                f'images too: export {transport.PROFILE_VARIABLES[0]}={transport.profile_path()}'))
+        values = {'state': state, 'topic': camera.input.topic,
+                  'reliability': 'reliable' if camera.input.reliable else 'best effort',
+                  **numbers.values()}
+        return status(
+            f'{name}: camera {camera.name}'.rstrip(), level, f'{state}: {message}', values)
+
+
+def _model_folder(model: str) -> Path:
+    """Return the folder of a model given by path, by the name of an installed one, or by ''."""
+    if not model:
+        return default_bundle_path()
+    named = Path(model).expanduser()
+    if named.exists() or len(named.parts) > 1:
+        return named
+    installed = default_bundle_path().parent
+    if (installed / model / MANIFEST).is_file():
+        return installed / model
+    names = sorted(path.parent.name for path in installed.glob(f'*/{MANIFEST}'))
+    raise BundleError(
+        f'There is no model "{model}" here, nor in {installed}, which has {", ".join(names)}; '
+        'set the parameter model to the folder of a bundle or to one of these names')
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node in a process of its own."""
+    return run(lambda dds: [PerceptionNode(dds=dds)], args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
