@@ -168,6 +168,7 @@ setup(
             'pytest>=7.4,<8.4',
             'pytest-timeout',
             'scikit-learn',
+            'setuptools',
         ],
     },
     # colcon test looks here to choose pytest.

@@ -21,6 +21,7 @@ and none of the ROS wheels is installed; without one, the extra `ros` brings rcl
 from __future__ import annotations
 
 import argparse
+import configparser
 import hashlib
 import importlib.util
 import json
@@ -153,13 +154,23 @@ def link_package(venv: Path) -> None:
     Make the environment an ament prefix of the checkout, for `ros2 run` and `ros2 launch`.
 
     The links are those that `colcon build --symlink-install` makes; pip leaves data files out of
-    an editable installation.
+    an editable installation. Files are linked and not folders, because `ros2 launch` does not
+    look into links to folders.
     """
+    share = venv / 'share' / 'owseg_ros'
+    if share.exists():
+        shutil.rmtree(share)
     targets = {
         'share/ament_index/resource_index/packages/owseg_ros': ROOT / 'resource' / 'owseg_ros'}
-    for name in ('package.xml', 'launch', 'config', 'models'):
-        targets[f'share/owseg_ros/{name}'] = ROOT / name
-    for name in ('camera', 'owseg', 'owseg-train', 'perception', 'stack'):
+    files = [ROOT / 'package.xml']
+    for folder in ('launch', 'config', 'models'):
+        files += (path for path in (ROOT / folder).rglob('*')
+                  if path.is_file() and '__pycache__' not in path.parts)
+    for path in files:
+        targets[f'share/owseg_ros/{path.relative_to(ROOT)}'] = path
+    entry_points = configparser.ConfigParser()
+    entry_points.read(venv.glob('lib/python*/site-packages/owseg_ros-*.dist-info/entry_points.txt'))
+    for name in entry_points['console_scripts'] if 'console_scripts' in entry_points else ():
         targets[f'lib/owseg_ros/{name}'] = venv / 'bin' / name
     for name, target in targets.items():
         link = venv / name
@@ -195,6 +206,7 @@ def make(venv: Path, extras: set[str]) -> None:
     python = venv / 'bin' / 'python'
     usable = python.exists() and state.get('base') == [sys.executable, sys.version, ros]
     if usable and state.get('key') == key and extras <= set(state.get('extras', [])):
+        link_package(venv)
         say(f'{venv.name} is up to date')
         return
     began = time.monotonic()
