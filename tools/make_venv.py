@@ -169,7 +169,8 @@ def link_package(venv: Path) -> None:
     for path in files:
         targets[f'share/owseg_ros/{path.relative_to(ROOT)}'] = path
     entry_points = configparser.ConfigParser()
-    entry_points.read(venv.glob('lib/python*/site-packages/owseg_ros-*.dist-info/entry_points.txt'))
+    entry_points.read(
+        venv.glob('lib/python*/site-packages/owseg_ros-*.dist-info/entry_points.txt'))
     for name in entry_points['console_scripts'] if 'console_scripts' in entry_points else ():
         targets[f'lib/owseg_ros/{name}'] = venv / 'bin' / name
     for name, target in targets.items():
