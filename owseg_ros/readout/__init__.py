@@ -1,0 +1,23 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Masks times scores: from the network's output to the maps of a frame."""
+
+from owseg_ros.readout.components import clean_mask
+from owseg_ros.readout.cpu import CpuReadout, read_out
+from owseg_ros.readout.maps import (
+    ALL_MAPS, check_maps, Maps, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
+
+__all__ = [
+    'ALL_MAPS', 'check_maps', 'clean_mask', 'CpuReadout', 'Maps', 'read_out', 'ReadoutSettings',
+    'UNKNOWN_ID', 'UNLABELLED_ID']

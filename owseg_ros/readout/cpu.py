@@ -1,0 +1,439 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The fast readout on the CPU: masks times scores without an [N, H, W] buffer.
+
+``L = P^T sigmoid(up(M))`` (RbA eq. 2) costs N sigmoids a pixel, yet nearly everywhere a mask is
+flat: all on or all off. Two values are cheap at low resolution: the blend ``up(sigmoid(M))``,
+and the range of sigmoid(M) over a block of pixels. Bilinear resampling is a convex combination
+and the sigmoid is monotone, so inside a block both ``sigmoid(up(M))`` and ``up(sigmoid(M))`` lie
+within that range, and replacing one by the other changes L by no more than
+
+    sum_k |dL_k| <= sum_q (sum_k P_qk) * (max sigmoid(M_q) - min sigmoid(M_q))
+
+over the queries q that are replaced. Each block replaces the queries of the smallest terms as
+long as they add up to ``tolerance`` at most, and evaluates the others exactly. tanh is
+1-Lipschitz and the resampling of L is convex, therefore ``tolerance`` bounds the error of every
+L_k and of the anomaly score too, whatever the network produced; rounding adds a few 1e-6.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+import threading
+from typing import Optional
+
+import cv2
+import numpy as np
+
+from owseg_ros.readout.components import clean_mask
+from owseg_ros.readout.maps import (
+    ALL_MAPS, check_maps, Maps, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
+from owseg_ros.readout.reference import interpolation_matrix
+
+# One step of the 8-bit confidence map. It bounds the worst case; on networks' output the error
+# stays some thirty times below it.
+TOLERANCE = 4e-3
+
+# A block's arithmetic must outweigh the calls that start it: about this many network pixels.
+# The flatness of masks is judged in tiles: a block is so many of them side by side.
+TILE_ROWS = 32
+TILE_COLUMNS = 32
+BLOCK_TILES = 4
+
+_MAX_THREADS = 8
+
+# OpenBLAS multiplies small matrices without packing them, twice as fast at our shapes.
+_SMALL_PRODUCT = 1000000
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Rows (or columns) out0:out1 of the network size, sampled from in0:in1 of padded masks."""
+
+    out0: int
+    out1: int
+    in0: int
+    in1: int
+
+
+class _Axis:
+    """
+    How one axis of the masks is resampled to network size, in bands.
+
+    Masks are padded by a copy of their border on each side, so that index i is at i + 1 and
+    every band has its neighbours on both sides. Where the network size is a multiple of the
+    masks' size, bands start and end on whole mask pixels.
+    """
+
+    def __init__(self, size_in: int, size_out: int, length: int):
+        self.scale = size_out // size_in if size_out % size_in == 0 else 0
+        self._matrix = interpolation_matrix(size_in, size_out).astype(np.float32)
+        count = max(1, round(size_out / length))
+        if self.scale:
+            edges = np.unique(np.linspace(0, size_in, count + 1).round().astype(int))
+            edges = edges * self.scale
+        else:
+            edges = np.unique(np.linspace(0, size_out, count + 1).round().astype(int))
+        self.bands = [self.band(int(start), int(stop))
+                      for start, stop in zip(edges[:-1], edges[1:])]
+
+    def band(self, start: int, stop: int) -> _Band:
+        """Return the band of output start:stop."""
+        if self.scale:
+            return _Band(start, stop, start // self.scale, stop // self.scale + 2)
+        used = np.flatnonzero(self._matrix[start:stop].any(axis=0))
+        return _Band(start, stop, int(used[0]) + 1, int(used[-1]) + 2)
+
+    def weights(self, band: _Band) -> np.ndarray:
+        """Return the float32 [out, in] matrix of a band (of an axis without a whole scale)."""
+        return np.ascontiguousarray(
+            self._matrix[band.out0:band.out1, band.in0 - 1:band.in1 - 1])
+
+
+class _Plan:
+    """The tiles and blocks of one geometry and the buffers that one frame needs."""
+
+    def __init__(self, mask_shape, num_classes: int, network_size, output_size):
+        count, height, width = mask_shape
+        rows = _Axis(height, network_size[0], TILE_ROWS)
+        columns = _Axis(width, network_size[1], TILE_COLUMNS)
+        self.rows = rows.bands
+        self.tiles = columns.bands
+        self.groups = [slice(i, min(i + BLOCK_TILES, len(self.tiles)))
+                       for i in range(0, len(self.tiles), BLOCK_TILES)]
+        self.columns = [columns.band(self.tiles[group][0].out0, self.tiles[group][-1].out1)
+                        for group in self.groups]
+        self.scale = (rows.scale, columns.scale)
+        if not all(self.scale):
+            # Both axes go through matrices unless both have a whole scale.
+            rows.scale = columns.scale = 0
+            self.scale = None
+            self.rows = [rows.band(band.out0, band.out1) for band in self.rows]
+            self.tiles = [columns.band(band.out0, band.out1) for band in self.tiles]
+            self.columns = [columns.band(band.out0, band.out1) for band in self.columns]
+            self.row_weights = [rows.weights(band) for band in self.rows]
+            self.column_weights = [np.ascontiguousarray(columns.weights(band).T)
+                                   for band in self.columns]
+        self.half = np.empty((count, height + 2, width + 2), np.float32)
+        self.tanh = np.empty_like(self.half)
+        self.low_scores = np.empty((num_classes, height + 2, width + 2), np.float32)
+        self.scores = np.empty((num_classes, *network_size), np.float32)
+        self.output_size = tuple(output_size)
+        self.resample = self.output_size != tuple(network_size)
+
+
+def _product(weights: np.ndarray, planes: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Write weights [K, n] times planes [n, rows, width] to out [K, rows, width]."""
+    rows, width = planes.shape[1:]
+    fit = max(1, min(rows, _SMALL_PRODUCT // (weights.size * width)))
+    while rows % fit:
+        fit -= 1
+    shape = (rows // fit, fit * width)
+    np.matmul(weights, planes.reshape(len(planes), *shape).transpose(1, 0, 2),
+              out=out.reshape(len(out), *shape).transpose(1, 0, 2))
+    return out
+
+
+class _Scratch:
+    """A worker's own buffers: grown once, then reused as views of any shape."""
+
+    def __init__(self):
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def get(self, name: str, shape, dtype=np.float32) -> np.ndarray:
+        size = int(np.prod(shape))
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[name] = np.empty(size, dtype)
+        return buffer[:size].reshape(shape)
+
+
+def _enlarge(scratch: _Scratch, planes: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return the inside of planes [n, h + 2, w + 2], enlarged by whole factors."""
+    count, height, width = planes.shape
+    # One call for the whole stack: planes touch each other only in rows that are cut away.
+    full = scratch.get('enlarged', (count, height * rows, width * columns))
+    cv2.resize(planes.reshape(-1, width), (width * columns, count * height * rows),
+               dst=full.reshape(-1, width * columns), interpolation=cv2.INTER_LINEAR)
+    return full[:, rows:-rows, columns:-columns]
+
+
+def _resample(scratch: _Scratch, planes: np.ndarray, rows: np.ndarray,
+              columns: np.ndarray) -> np.ndarray:
+    """Return rows [H, h] times planes [n, h, w] times columns [w, W]."""
+    count, height, width = planes.shape
+    wide = scratch.get('wide', (count, height, columns.shape[1]))
+    np.matmul(planes.reshape(-1, width), columns, out=wide.reshape(-1, columns.shape[1]))
+    full = scratch.get('enlarged', (count, len(rows), columns.shape[1]))
+    return np.matmul(rows, wide, out=full)
+
+
+@dataclass
+class _Partial:
+    """What one worker found over its share of the classes, at output size."""
+
+    best: Optional[np.ndarray]
+    ids: Optional[np.ndarray]
+    score: Optional[np.ndarray]
+
+
+class CpuReadout:
+    """
+    Turns the network's output into maps; keeps its buffers from one frame to the next.
+
+    tolerance: bound on the error of each L_k and of the anomaly score against the reference, see
+        the module's docstring. 0 evaluates every query everywhere.
+    threads: workers that share the blocks and the classes; 0 takes one a core, 8 at most.
+
+    One object serves one thread at a time. The maps that a call returns are the caller's own.
+    """
+
+    def __init__(self, tolerance: float = TOLERANCE, threads: int = 1):
+        if not tolerance >= 0:
+            raise ValueError(f'tolerance must be 0 or more, not {tolerance}')
+        if threads < 0:
+            raise ValueError(f'threads must be 0 (automatic) or more, not {threads}')
+        self.tolerance = float(tolerance)
+        self.threads = threads or min(_MAX_THREADS, cv2.getNumberOfCPUs())
+        self._pool = (ThreadPoolExecutor(self.threads - 1, thread_name_prefix='owseg_readout')
+                      if self.threads > 1 else None)
+        self._scratch = [_Scratch() for _ in range(self.threads)]
+        self._plan: Optional[_Plan] = None
+        self._plan_key = None
+        self.exact_fraction = 0.0
+
+    def __call__(self, mask_logits: np.ndarray, probabilities: np.ndarray,
+                 network_size: tuple[int, int], output_size: tuple[int, int],
+                 settings: ReadoutSettings, maps=ALL_MAPS) -> Maps:
+        """
+        Return the Maps of one frame, freshly allocated; only those that ``maps`` names.
+
+        mask_logits: float [N, h, w]; probabilities: float [N, K] with K in 1..254, the no-object
+        column dropped; network_size and output_size: (height, width) in pixels. Raises
+        ValueError where shapes disagree. The values must be finite.
+        """
+        maps = check_maps(maps)
+        plan = self._plan_for(mask_logits, probabilities, network_size, output_size)
+        scores = self._scores(plan, mask_logits, probabilities)
+        return self._maps(plan, scores, settings, maps, tuple(network_size))
+
+    def scores(self, mask_logits: np.ndarray, probabilities: np.ndarray,
+               network_size: tuple[int, int]) -> np.ndarray:
+        """Return L, float32 [K, H, W] at network size: a view that the next call overwrites."""
+        plan = self._plan_for(mask_logits, probabilities, network_size, network_size)
+        return self._scores(plan, mask_logits, probabilities)
+
+    def _plan_for(self, mask_logits, probabilities, network_size, output_size) -> _Plan:
+        if mask_logits.ndim != 3 or probabilities.ndim != 2:
+            raise ValueError(
+                'expected mask logits [N, h, w] and class probabilities [N, K], not '
+                f'{mask_logits.shape} and {probabilities.shape}')
+        if mask_logits.shape[0] != probabilities.shape[0] or 0 in mask_logits.shape:
+            raise ValueError(
+                f'mask logits {mask_logits.shape} and class probabilities '
+                f'{probabilities.shape} must agree in their number of queries')
+        if not 1 <= probabilities.shape[1] <= UNKNOWN_ID:
+            raise ValueError(
+                f'a map holds 1 to {UNKNOWN_ID} classes, not {probabilities.shape[1]}')
+        if min(*network_size, *output_size) < 1:
+            raise ValueError(f'sizes must be positive: {network_size}, {output_size}')
+        key = (mask_logits.shape, probabilities.shape[1], tuple(network_size),
+               tuple(output_size))
+        if key != self._plan_key:
+            self._plan = _Plan(mask_logits.shape, probabilities.shape[1], network_size,
+                               output_size)
+            self._plan_key = key
+        return self._plan
+
+    def _share(self, task, items) -> list:
+        """Run task(worker, share) over items dealt out to the workers; return the results."""
+        shares = [items[i * len(items) // self.threads:(i + 1) * len(items) // self.threads]
+                  for i in range(self.threads)]
+        shares = [share for share in shares if len(share)]
+        futures = [self._pool.submit(task, worker, share)
+                   for worker, share in enumerate(shares[1:], start=1)]
+        return [task(0, shares[0])] + [future.result() for future in futures]
+
+    def _scores(self, plan: _Plan, mask_logits, probabilities) -> np.ndarray:
+        # sigmoid(x) = (1 + tanh(x / 2)) / 2: the halves go into the weights and the argument.
+        weights = np.ascontiguousarray(np.multiply(probabilities, 0.5, dtype=np.float32).T)
+        half = plan.half
+        np.multiply(mask_logits, np.float32(0.5), out=half[:, 1:-1, 1:-1], casting='same_kind')
+        half[:, 0, 1:-1], half[:, -1, 1:-1] = half[:, 1, 1:-1], half[:, -2, 1:-1]
+        half[:, :, 0], half[:, :, -1] = half[:, :, 1], half[:, :, -2]
+        np.tanh(half, out=plan.tanh)
+        _product(weights, plan.tanh, plan.low_scores)
+        np.add(plan.low_scores, weights.sum(axis=1)[:, None, None], out=plan.low_scores)
+        if plan.scale == (1, 1):
+            plan.scores[...] = plan.low_scores[:, 1:-1, 1:-1]
+            self.exact_fraction = 0.0
+            return plan.scores
+        exact = self._exact_queries(plan, weights)
+        self.exact_fraction = float(exact.mean())
+        blocks = [(j, i) for j in range(len(plan.rows)) for i in range(len(plan.columns))]
+
+        def evaluate(worker, share):
+            for j, i in share:
+                self._evaluate(plan, self._scratch[worker], weights, j, i,
+                               np.flatnonzero(exact[:, j, i]))
+
+        self._share(evaluate, blocks)
+        return plan.scores
+
+    def _exact_queries(self, plan: _Plan, weights) -> np.ndarray:
+        """Return bool [N, rows, columns]: the queries that each block has to evaluate."""
+        count, _, width = plan.tanh.shape
+        shape = (count, len(plan.rows), width)
+        high, low = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        for j, band in enumerate(plan.rows):
+            np.max(plan.tanh[:, band.in0:band.in1], axis=1, out=high[:, j])
+            np.min(plan.tanh[:, band.in0:band.in1], axis=1, out=low[:, j])
+        # Columns first: the reductions below then run along contiguous memory.
+        high, low = cv2.transpose(high.reshape(-1, width)), cv2.transpose(low.reshape(-1, width))
+        spread = np.empty((len(plan.tiles), high.shape[1]), np.float32)
+        for i, tile in enumerate(plan.tiles):
+            np.subtract(high[tile.in0:tile.in1].max(axis=0), low[tile.in0:tile.in1].min(axis=0),
+                        out=spread[i])
+        spread = cv2.transpose(spread).reshape(count, len(plan.rows), len(plan.tiles))
+        error = np.multiply(spread, weights.sum(axis=0)[:, None, None], out=spread)
+        exact = np.empty((count, len(plan.rows), len(plan.columns)), bool)
+        for i, group in enumerate(plan.groups):
+            part = error[:, :, group]
+            order = np.argsort(part.max(axis=2), axis=0)
+            total = np.cumsum(np.take_along_axis(part, order[:, :, None], axis=0), axis=0)
+            np.put_along_axis(exact[:, :, i], order, total.max(axis=2) > self.tolerance, axis=0)
+        return exact
+
+    @staticmethod
+    def _evaluate(plan: _Plan, scratch: _Scratch, weights, j: int, i: int, queries) -> None:
+        """Write L in one block: some queries exactly, the others from low resolution."""
+        count, num_classes = len(queries), len(weights)
+        row, column = plan.rows[j], plan.columns[i]
+        window = (slice(None), slice(row.in0, row.in1), slice(column.in0, column.in1))
+        height, width = row.in1 - row.in0, column.in1 - column.in0
+        # The first `count` planes are mask logits, the others class scores at low resolution
+        # without the part of these queries: all are upsampled at once.
+        planes = scratch.get('planes', (count + num_classes, height, width))
+        if count:
+            share = weights[:, queries]
+            planes[:count] = plan.half[window][queries]
+            _product(share, plan.tanh[window][queries], planes[count:])
+            np.subtract(plan.low_scores[window], planes[count:], out=planes[count:])
+        else:
+            planes[...] = plan.low_scores[window]
+        if plan.scale:
+            full = _enlarge(scratch, planes, *plan.scale)
+        else:
+            full = _resample(scratch, planes, plan.row_weights[j], plan.column_weights[i])
+        block = plan.scores[:, row.out0:row.out1, column.out0:column.out1]
+        if count:
+            masks = scratch.get('masks', (count, *block.shape[1:]))
+            np.tanh(full[:count], out=masks)
+            change = scratch.get('change', block.shape)
+            _product(share, masks, change)
+            np.add(full[count:], change, out=block)
+        else:
+            block[...] = full
+
+    def _maps(self, plan: _Plan, scores, settings: ReadoutSettings, maps: frozenset,
+              network_size: tuple[int, int]) -> Maps:
+        want_mask = 'anomaly_mask' in maps or ('semantic' in maps and settings.mark_unknown)
+        want_score = 'anomaly_score' in maps or want_mask
+        want_ids = 'semantic' in maps
+        want_best = want_ids or 'confidence' in maps
+        if not want_best and not want_score:
+            return Maps()
+
+        def reduce(worker, classes):
+            return self._reduce(plan, self._scratch[worker], scores, classes,
+                                want_ids, want_best, want_score)
+
+        first, *others = self._share(reduce, range(len(scores)))
+        for part in others:
+            if want_ids:
+                # Later classes have larger ids and win only where they are strictly better.
+                np.copyto(first.ids, part.ids, where=part.best > first.best)
+            if want_best:
+                np.maximum(first.best, part.best, out=first.best)
+            if want_score:
+                np.add(first.score, part.score, out=first.score)
+        mask = confidence = score = None
+        if want_score:
+            score = np.subtract(np.float32(1), first.score)
+        if want_mask:
+            mask = clean_mask(score >= np.float32(settings.anomaly_threshold),
+                              settings.scaled_min_area(network_size, plan.output_size))
+        if want_ids:
+            ids = first.ids.copy()
+            if settings.min_confidence > 0:
+                ids[first.best < np.float32(settings.min_confidence)] = UNLABELLED_ID
+            if settings.mark_unknown:
+                ids[mask != 0] = UNKNOWN_ID
+        if 'confidence' in maps:
+            confidence = cv2.convertScaleAbs(first.best, alpha=255.0)
+        return Maps(semantic=ids if want_ids else None, confidence=confidence,
+                    anomaly_score=score if 'anomaly_score' in maps else None,
+                    anomaly_mask=mask if 'anomaly_mask' in maps else None)
+
+    @staticmethod
+    def _reduce(plan: _Plan, scratch: _Scratch, scores, classes, want_ids: bool,
+                want_best: bool, want_score: bool) -> _Partial:
+        """Fold some classes at output size into the best, its id and the sum of tanh."""
+        size = plan.output_size
+        plane = scratch.get('plane', size)
+        best = scratch.get('best', size) if want_best else None
+        ids = scratch.get('ids', size, np.uint8) if want_ids else None
+        greater = scratch.get('greater', size, np.uint8)
+        total = scratch.get('total', size) if want_score else None
+        for k in classes:
+            first = k == classes[0]
+            level = scores[k]
+            if plan.resample:
+                level = cv2.resize(level, size[::-1], dst=plane,
+                                   interpolation=cv2.INTER_LINEAR)
+            if want_best and first:
+                np.copyto(best, level)
+                if want_ids:
+                    ids.fill(k)
+            elif want_best:
+                if want_ids:
+                    # greater is 0 or 255 and k exceeds every id so far: max() selects.
+                    cv2.compare(level, best, cv2.CMP_GT, dst=greater)
+                    np.bitwise_and(greater, np.uint8(k), out=greater)
+                    np.maximum(ids, greater, out=ids)
+                np.maximum(level, best, out=best)
+            if want_score and first:
+                np.tanh(level, out=total)
+            elif want_score:
+                np.tanh(level, out=plane)
+                np.add(total, plane, out=total)
+        return _Partial(best, ids, total)
+
+
+_LOCAL = threading.local()
+
+
+def read_out(mask_logits: np.ndarray, probabilities: np.ndarray, network_size: tuple[int, int],
+             output_size: tuple[int, int], settings: ReadoutSettings, maps=ALL_MAPS) -> Maps:
+    """
+    Return the Maps of one frame; see CpuReadout, of which each thread keeps one.
+
+    mask_logits: float [N, h, w]; probabilities: float [N, K]; sizes are (height, width).
+    """
+    readout = getattr(_LOCAL, 'readout', None)
+    if readout is None:
+        readout = _LOCAL.readout = CpuReadout()
+    return readout(mask_logits, probabilities, network_size, output_size, settings, maps)

@@ -1,0 +1,101 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What a frame's maps are and which knobs shape them.
+
+Ids in a semantic map: 0..K-1 are the bundle's classes, 254 is a pixel inside the anomaly mask
+(only with ``mark_unknown``), 255 is a pixel below ``min_confidence``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+from owseg_ros.bundle import UNKNOWN_ID, UNLABELLED_ID
+
+__all__ = [
+    'ALL_MAPS', 'check_maps', 'Maps', 'OUTPUT_SIZES', 'ReadoutSettings', 'UNKNOWN_ID',
+    'UNLABELLED_ID']
+
+ALL_MAPS = frozenset({'semantic', 'confidence', 'anomaly_score', 'anomaly_mask'})
+
+OUTPUT_SIZES = ('camera', 'network')
+
+
+@dataclass(frozen=True)
+class ReadoutSettings:
+    """
+    The knobs of the readout; replace the whole object to change one.
+
+    anomaly_threshold: a pixel whose RbA score is at or above it is anomalous. The score lies in
+        [1 - K, 1] and is 1 where every class rejects the pixel.
+    min_area: anomalous components below it are removed and enclosed holes below it are filled;
+        in pixels of the *network's* input size, scaled by area to the size of the output.
+    mark_unknown: write 254 into the semantic map wherever the anomaly mask is set.
+    min_confidence: write 255 into the semantic map where max_k L_k is below it (0 keeps all).
+    output_size: 'camera' for maps of the size of the frame, 'network' for the network's input
+        size.
+    """
+
+    anomaly_threshold: float
+    min_area: int = 0
+    mark_unknown: bool = False
+    min_confidence: float = 0.0
+    output_size: str = 'camera'
+
+    def __post_init__(self):
+        if not np.isfinite(self.anomaly_threshold):
+            raise ValueError(
+                f'anomaly_threshold must be a finite number, not {self.anomaly_threshold}')
+        if self.min_area < 0:
+            raise ValueError(f'min_area must be 0 or more pixels, not {self.min_area}')
+        if not 0.0 <= self.min_confidence <= 1.0:
+            raise ValueError(f'min_confidence must lie in [0, 1], not {self.min_confidence}')
+        if self.output_size not in OUTPUT_SIZES:
+            raise ValueError(
+                f"output_size must be 'camera' or 'network', not {self.output_size!r}")
+
+    def scaled_min_area(self, network_size: tuple[int, int], output_size: tuple[int, int]) -> int:
+        """Return min_area in pixels of an [H, W] output; sizes are (height, width)."""
+        scale = (output_size[0] * output_size[1]) / (network_size[0] * network_size[1])
+        return int(round(self.min_area * scale))
+
+
+@dataclass(frozen=True)
+class Maps:
+    """
+    The maps of one frame; a map that was not asked for is None.
+
+    semantic: uint8 [H, W] class ids, 254 unknown, 255 unlabelled.
+    confidence: uint8 [H, W], round(255 * clip(max_k L_k, 0, 1)).
+    anomaly_score: float32 [H, W], 1 - sum_k tanh(L_k), higher is stranger.
+    anomaly_mask: uint8 [H, W], 255 where anomalous, else 0.
+    """
+
+    semantic: Optional[np.ndarray] = None
+    confidence: Optional[np.ndarray] = None
+    anomaly_score: Optional[np.ndarray] = None
+    anomaly_mask: Optional[np.ndarray] = None
+
+
+def check_maps(maps) -> frozenset:
+    """Return maps as a frozenset; raise ValueError if one of them is no map that we know."""
+    wanted = frozenset((maps,)) if isinstance(maps, str) else frozenset(maps)
+    unknown = wanted - ALL_MAPS
+    if unknown:
+        raise ValueError(
+            f'unknown maps {sorted(unknown)}; choose from {sorted(ALL_MAPS)}')
+    return wanted

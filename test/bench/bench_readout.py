@@ -1,0 +1,105 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Compare the fast CPU readout with the reference, side by side in one run.
+
+Run: python test/bench/bench_readout.py [--threads N] [--output 480x640]. Three networks are
+imitated: "crisp" has the saturated masks and the few confident queries of a trained network,
+"soft" blurs them, "dense" is the worst case in which every query is alive and no mask saturates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import cv2
+import numpy as np
+from owseg_ros.readout import cpu, reference
+from owseg_ros.readout.maps import ReadoutSettings
+
+
+def imitate(kind: str, count: int, classes: int, size: tuple[int, int], seed: int = 0):
+    """Return mask logits [N, h, w] and class probabilities [N, K] of an imitated network."""
+    random = np.random.default_rng(seed)
+    if kind == 'dense':
+        masks = random.normal(0, 1.5, (count, *size)).astype(np.float32)
+        logits = random.normal(0, 1, (count, classes + 1))
+    else:
+        steep, floor = (14.0, 4.0) if kind == 'crisp' else (3.0, 2.0)
+        masks = np.empty((count, *size), np.float32)
+        y, x = np.mgrid[:size[0], :size[1]]
+        for mask in masks:
+            centre = random.uniform((0, 0), size)
+            radius = random.uniform(0.05, 0.4) * size[1]
+            wobble = cv2.GaussianBlur(
+                random.normal(0, 8, size).astype(np.float32), (0, 0), 3)
+            distance = radius - np.hypot(y - centre[0], x - centre[1])
+            mask[...] = steep * np.tanh((distance / 3 + wobble) / floor)
+        logits = random.normal(0, 1, (count, classes + 1))
+        live = random.random(count) < 0.3
+        logits[live, random.integers(0, classes, live.sum())] += 9
+        logits[~live, classes] += 9
+    probabilities = reference.class_probabilities(logits).astype(np.float32)
+    return masks, probabilities
+
+
+def best_of(call, repeats: int) -> float:
+    """Return the fastest of some calls in ms, after one that warms up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+def main():
+    """Print one JSON line for each imitated network."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument('--queries', type=int, default=100)
+    parser.add_argument('--classes', type=int, default=11)
+    parser.add_argument('--network', default='352x480', help='height x width')
+    parser.add_argument('--output', default='480x640', help='height x width')
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--tolerance', type=float, default=cpu.TOLERANCE)
+    parser.add_argument('--repeats', type=int, default=20)
+    arguments = parser.parse_args()
+    network = tuple(int(part) for part in arguments.network.split('x'))
+    output = tuple(int(part) for part in arguments.output.split('x'))
+    settings = ReadoutSettings(anomaly_threshold=0.4, min_area=64)
+    readout = cpu.CpuReadout(arguments.tolerance, arguments.threads)
+    for kind in ('crisp', 'soft', 'dense'):
+        masks, probabilities = imitate(kind, arguments.queries, arguments.classes,
+                                       (network[0] // 4, network[1] // 4))
+        task = (masks, probabilities, network, output, settings)
+        exact = reference.class_scores(masks, probabilities, network)
+        error = float(np.abs(readout.scores(masks, probabilities, network) - exact).max())
+        fast = best_of(lambda: readout(*task), arguments.repeats)
+        slow = best_of(lambda: reference.read_out(*task), 1)
+        row = {'network': kind, 'fast_ms': round(fast, 2), 'reference_ms': round(slow, 1),
+               'ratio': round(slow / fast, 1),
+               'evaluated_share': round(readout.exact_fraction, 3), 'max_error_L': error}
+        for maps in (('semantic',), ('anomaly_score',), ('anomaly_mask',)):
+            row[f'{maps[0]}_only_ms'] = round(
+                best_of(lambda: readout(*task, maps=maps), arguments.repeats), 2)
+        row['scores_ms'] = round(best_of(
+            lambda: readout.scores(masks, probabilities, network), arguments.repeats), 2)
+        print(json.dumps(row))
+
+
+if __name__ == '__main__':
+    main()
