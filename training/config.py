@@ -1,0 +1,164 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One configuration object for network, data, optimisation and loss; recipes are YAML files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RECIPES = Path(__file__).parent / 'recipes'
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used; the message names the key and what is allowed."""
+
+
+@dataclass
+class NetworkConfig:
+    """
+    Shape of the mask classifier (RbA appendix A.1).
+
+    backbone: name in the backbone registry (timm); pretrained: safetensors with its weights.
+    freeze_stages: leading backbone stages that are not trained.
+    hidden_dim, mask_dim: channels of transformer and pixel features; queries: N.
+    decoder_layers: masked-attention layers (RbA: 1, Mask2Former: 9).
+    attention_strides: feature maps that the decoder layers attend to, in round-robin order.
+    """
+
+    backbone: str = 'mobilenetv2_100'
+    pretrained: str | None = None
+    freeze_stages: int = 0
+    pixel_decoder: str = 'fpn'
+    hidden_dim: int = 256
+    mask_dim: int = 256
+    queries: int = 100
+    decoder_layers: int = 1
+    attention_strides: list[int] = field(default_factory=lambda: [32, 16, 8])
+    heads: int = 8
+    feedforward_dim: int = 2048
+
+
+@dataclass
+class LossConfig:
+    """Weights of the set loss (Mask2Former) and of the optional per-pixel auxiliary loss."""
+
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+    points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_ratio: float = 0.75
+    pixel_weight: float = 0.0
+
+
+@dataclass
+class DataConfig:
+    """
+    Training images.
+
+    root: folder of the data sets (None: OWSEG_DATA or ../shared/data); size: (width, height).
+    street_probability: share of samples from the procedural street (owseg_ros.scene).
+    """
+
+    root: str | None = None
+    size: tuple[int, int] = (480, 352)
+    scale: tuple[float, float] = (0.75, 1.75)
+    aspect: tuple[float, float] = (0.8, 1.25)
+    street_probability: float = 0.0
+    workers: int = 1
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a poly schedule; learning rate of the backbone is lr * backbone_multiplier."""
+
+    iterations: int = 90000
+    batch_size: int = 16
+    lr: float = 1e-4
+    backbone_multiplier: float = 0.1
+    weight_decay: float = 0.05
+    warmup: int = 0
+    power: float = 0.9
+    clip_norm: float = 0.01
+    ema_decay: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class Config:
+    """A whole recipe."""
+
+    name: str = 'mask_classifier'
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain YAML-able types."""
+        return asdict(self)
+
+
+def _build(cls, values: dict[str, Any], where: str):
+    if not isinstance(values, dict):
+        raise ConfigError(f'{where} must be a mapping, not {type(values).__name__}')
+    known = {f.name: f for f in fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f'unknown key {where}.{key}; known: {", ".join(sorted(known))}')
+    result = cls()
+    for key, value in values.items():
+        current = getattr(result, key)
+        if is_dataclass(current):
+            value = _build(type(current), value, f'{where}.{key}')
+        elif isinstance(current, tuple):
+            if not isinstance(value, (list, tuple)) or len(value) != len(current):
+                raise ConfigError(f'{where}.{key} must be a list of {len(current)} numbers')
+            value = tuple(value)
+        elif isinstance(current, float) and isinstance(value, (int, float)):
+            value = float(value)
+        elif isinstance(current, (int, str, list)) and not isinstance(value, type(current)):
+            raise ConfigError(
+                f'{where}.{key} must be {type(current).__name__}, not {type(value).__name__}')
+        setattr(result, key, value)
+    return result
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """
+    Build a Config from plain types.
+
+    Raises ConfigError for unknown keys and wrong types.
+    """
+    return _build(Config, values, 'config')
+
+
+def load_config(name_or_path: str | Path) -> Config:
+    """
+    Read a recipe by name (a file in training/recipes) or by path.
+
+    Raises ConfigError when there is no such file or a key is unknown.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in ('.yaml', '.yml'):
+        path = RECIPES / f'{name_or_path}.yaml'
+    if not path.is_file():
+        names = ', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))
+        raise ConfigError(f'no recipe {name_or_path!r}; give a path or one of: {names}')
+    return config_from_dict(yaml.safe_load(path.read_text()) or {})

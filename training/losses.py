@@ -1,0 +1,160 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Set loss of mask classification: bipartite matching, then CE, BCE and dice (Mask2Former).
+
+Masks are compared at sampled points, as Mask2Former does: uniformly random ones for the matching
+cost, and for the loss mostly those where the prediction is least certain.
+"""
+
+from __future__ import annotations
+
+from owseg_training.config import LossConfig
+from owseg_training.network import Prediction
+from scipy.optimize import linear_sum_assignment
+import torch
+from torch import nn
+from torch.nn import functional
+
+VOID = 255
+
+
+def class_masks(labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Partition a label map into one binary mask per class that is present (RbA 3.1).
+
+    labels: integer [H, W], ids 0..K-1, anything else is no class.
+    Returns (class ids int64 [G], masks float32 [G, H, W]); void pixels are 0 in every mask.
+    """
+    present = torch.bincount(labels[labels < num_classes].long().flatten(),
+                             minlength=num_classes).nonzero().flatten()
+    return present, (labels[None] == present[:, None, None]).float()
+
+
+def sample_at(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Sample maps [G, h, w] bilinearly at points [G, P, 2] (x, y in 0..1): [G, P]."""
+    grid = (2 * points - 1)[:, None]
+    return functional.grid_sample(
+        maps[:, None], grid, mode='bilinear', align_corners=False)[:, 0, 0]
+
+
+def uncertain_points(mask_logits: torch.Tensor, count: int, oversample_ratio: float,
+                     importance_ratio: float) -> torch.Tensor:
+    """Choose points [G, count, 2], most of them where |logit| is smallest (PointRend)."""
+    groups = mask_logits.shape[0]
+    candidates = torch.rand(groups, int(count * oversample_ratio), 2, device=mask_logits.device)
+    certainty = sample_at(mask_logits, candidates).abs()
+    important = int(count * importance_ratio)
+    chosen = certainty.topk(important, 1, largest=False).indices
+    points = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
+    random = torch.rand(groups, count - important, 2, device=mask_logits.device)
+    return torch.cat((points, random), 1)
+
+
+def dice_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Soft dice loss of [G, P] logits against [G, P] targets, one value a mask."""
+    probability = logits.sigmoid()
+    numerator = 2 * (probability * targets).sum(1)
+    denominator = probability.sum(1) + targets.sum(1)
+    return 1 - (numerator + 1) / (denominator + 1)
+
+
+class SetCriterion(nn.Module):
+    """
+    Losses of a Prediction against label maps.
+
+    forward: (Prediction, labels uint8 or int64 [B, H, W]) to a dict of scalar losses, already
+    weighted; their sum is the training loss.
+    """
+
+    def __init__(self, config: LossConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        weight = torch.ones(num_classes + 1)
+        weight[-1] = config.no_object_weight
+        self.register_buffer('class_weights', weight)
+
+    @torch.no_grad()
+    def match(self, class_logits: torch.Tensor, mask_logits: torch.Tensor,
+              classes: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Assign one query to each ground-truth mask at minimum cost (Hungarian matching).
+
+        class_logits [N, K+1], mask_logits [N, h, w], classes [G], masks [G, H, W].
+        Returns (query indices int64 [G'], ground-truth indices int64 [G']), G' = min(G, N).
+        """
+        points = torch.rand(1, self.config.points, 2, device=mask_logits.device)
+        queries = sample_at(mask_logits, points.expand(len(mask_logits), -1, -1))
+        targets = sample_at(masks, points.expand(len(masks), -1, -1))
+        positive = functional.softplus(-queries)
+        negative = functional.softplus(queries)
+        bce = (positive @ targets.T + negative @ (1 - targets).T) / self.config.points
+        probability = queries.sigmoid()
+        dice = 1 - (2 * probability @ targets.T + 1) / (
+            probability.sum(1)[:, None] + targets.sum(1)[None] + 1)
+        cost = (self.config.mask_weight * bce + self.config.dice_weight * dice
+                - self.config.class_weight * class_logits.softmax(1)[:, classes])
+        rows, columns = linear_sum_assignment(cost.float().cpu().numpy())
+        device = mask_logits.device
+        return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
+
+    def _prediction_loss(self, class_logits: torch.Tensor, mask_logits: torch.Tensor,
+                         truth: list[tuple[torch.Tensor, torch.Tensor]],
+                         ) -> dict[str, torch.Tensor]:
+        config = self.config
+        target_classes = torch.full(class_logits.shape[:2], self.num_classes,
+                                    dtype=torch.long, device=class_logits.device)
+        matched_logits, matched_masks = [], []
+        for index, (classes, masks) in enumerate(truth):
+            if len(classes) == 0:
+                continue
+            queries, objects = self.match(
+                class_logits[index], mask_logits[index], classes, masks)
+            target_classes[index, queries] = classes[objects]
+            matched_logits.append(mask_logits[index, queries])
+            matched_masks.append(masks[objects])
+        losses = {'class': config.class_weight * functional.cross_entropy(
+            class_logits.transpose(1, 2), target_classes, self.class_weights)}
+        if not matched_logits:
+            zero = mask_logits.sum() * 0
+            return {**losses, 'mask': zero, 'dice': zero}
+        logits = torch.cat(matched_logits)
+        masks = torch.cat(matched_masks)
+        with torch.no_grad():
+            points = uncertain_points(logits, config.points, config.oversample_ratio,
+                                      config.importance_ratio)
+            targets = sample_at(masks, points)
+        sampled = sample_at(logits, points)
+        bce = functional.binary_cross_entropy_with_logits(sampled, targets)
+        losses['mask'] = config.mask_weight * bce
+        losses['dice'] = config.dice_weight * dice_loss(sampled, targets).mean()
+        return losses
+
+    def forward(self, prediction: Prediction, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the weighted losses of the final and the auxiliary predictions."""
+        truth = [class_masks(label, self.num_classes) for label in labels]
+        losses = self._prediction_loss(prediction.class_logits, prediction.mask_logits, truth)
+        for index, (class_logits, mask_logits) in enumerate(prediction.auxiliary):
+            for name, value in self._prediction_loss(class_logits, mask_logits, truth).items():
+                losses[f'{name}_{index}'] = value
+        if self.config.pixel_weight > 0 and prediction.pixel_logits is not None:
+            target = labels.long()
+            target = torch.where(target < self.num_classes, target,
+                                 torch.full_like(target, VOID))
+            logits = functional.interpolate(prediction.pixel_logits, size=labels.shape[-2:],
+                                            mode='bilinear', align_corners=False)
+            losses['pixel'] = self.config.pixel_weight * functional.cross_entropy(
+                logits, target, ignore_index=VOID)
+        return losses

@@ -1,0 +1,174 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Transformer decoder with masked attention over learnable queries (Mask2Former; RbA A.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class SinePositionEncoding(nn.Module):
+    """
+    Two-dimensional sine position encoding, y half then x half, normalised to 2 pi.
+
+    forward: feature [B, C, h, w] to [1, h * w, C].  Temperature 10000, eps 1e-6 (DETR).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.half = channels // 2
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """Compute the encoding for the feature's grid."""
+        height, width = feature.shape[-2:]
+        axis = {'dtype': torch.float32, 'device': feature.device}
+        y = torch.arange(1, height + 1, **axis) / (height + 1e-6) * (2 * math.pi)
+        x = torch.arange(1, width + 1, **axis) / (width + 1e-6) * (2 * math.pi)
+        index = torch.arange(self.half, **axis)
+        period = 10000 ** (2 * torch.div(index, 2, rounding_mode='floor') / self.half)
+
+        def interleave(position: torch.Tensor) -> torch.Tensor:
+            angle = position[:, None] / period
+            return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), 2).flatten(1)
+
+        encoded_y = interleave(y)[:, None].expand(height, width, self.half)
+        encoded_x = interleave(x)[None].expand(height, width, self.half)
+        return torch.cat((encoded_y, encoded_x), 2).reshape(1, height * width, 2 * self.half)
+
+
+class Attention(nn.Module):
+    """
+    Multi-head attention with torch's parameter names and a boolean mask.
+
+    forward: query [B, N, C], key and value [B, L, C], blocked bool [B, N, L] (True: must not
+    attend) to [B, N, C].
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f'{channels} channels do not divide into {heads} heads')
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                blocked: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend."""
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        q, k, v = (functional.linear(x, w, b).unflatten(2, (self.heads, -1)).transpose(1, 2)
+                   for x, w, b in zip((query, key, value), weights, biases))
+        mask = None if blocked is None else ~blocked[:, None]
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class MaskedAttentionLayer(nn.Module):
+    """Masked cross-attention, self-attention and feed-forward network, each post-norm."""
+
+    def __init__(self, channels: int, heads: int, feedforward_dim: int) -> None:
+        super().__init__()
+        self.cross_attention = Attention(channels, heads)
+        self.cross_norm = nn.LayerNorm(channels)
+        self.self_attention = Attention(channels, heads)
+        self.self_norm = nn.LayerNorm(channels)
+        self.linear1 = nn.Linear(channels, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, channels)
+        self.feedforward_norm = nn.LayerNorm(channels)
+
+    def forward(self, queries: torch.Tensor, query_position: torch.Tensor,
+                memory: torch.Tensor, memory_position: torch.Tensor,
+                blocked: torch.Tensor) -> torch.Tensor:
+        """Refine the queries [B, N, C] by the memory [B, L, C]."""
+        queries = self.cross_norm(queries + self.cross_attention(
+            queries + query_position, memory + memory_position, memory, blocked))
+        positioned = queries + query_position
+        queries = self.self_norm(
+            queries + self.self_attention(positioned, positioned, queries))
+        hidden = self.linear2(functional.relu(self.linear1(queries)))
+        return self.feedforward_norm(queries + hidden)
+
+
+class MaskMLP(nn.Sequential):
+    """Three linear layers with ReLU between them: query to mask embedding (RbA A.1)."""
+
+    def __init__(self, channels: int, mask_dim: int) -> None:
+        super().__init__(
+            nn.Linear(channels, channels), nn.ReLU(inplace=True),
+            nn.Linear(channels, channels), nn.ReLU(inplace=True),
+            nn.Linear(channels, mask_dim))
+
+
+class MaskedAttentionDecoder(nn.Module):
+    """
+    Queries to class logits and mask logits, with a prediction after every layer.
+
+    forward: (pyramid dict stride -> [B, C, H/s, W/s], F [B, mask_dim, H/4, W/4]) to a list, one
+    entry a prediction (the learnable queries' first, the last layer's last), of class_logits
+    [B, N, K+1] and mask_logits [B, N, H/4, W/4] (RbA eq 1 before the sigmoid).
+    """
+
+    def __init__(self, *, num_classes: int, hidden_dim: int, mask_dim: int, queries: int,
+                 layers: int, strides: list[int], heads: int, feedforward_dim: int) -> None:
+        super().__init__()
+        self.strides = list(strides)
+        self.query_feat = nn.Embedding(queries, hidden_dim)
+        self.query_embed = nn.Embedding(queries, hidden_dim)
+        self.level_embed = nn.Embedding(len(strides), hidden_dim)
+        self.position = SinePositionEncoding(hidden_dim)
+        self.layers = nn.ModuleList(
+            MaskedAttentionLayer(hidden_dim, heads, feedforward_dim) for _ in range(layers))
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = MaskMLP(hidden_dim, mask_dim)
+
+    def _predict(self, queries: torch.Tensor, pixel_features: torch.Tensor,
+                 ) -> tuple[torch.Tensor, torch.Tensor]:
+        normed = self.decoder_norm(queries)
+        embedding = self.mask_embed(normed)
+        masks = embedding @ pixel_features.flatten(2)
+        return self.class_embed(normed), masks.unflatten(2, pixel_features.shape[-2:])
+
+    @staticmethod
+    def _blocked(mask_logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        resized = functional.interpolate(
+            mask_logits.detach(), size=size, mode='bilinear', align_corners=False)
+        blocked = (resized < 0).flatten(2)
+        # A query whose mask is empty attends everywhere, or its softmax would have no support.
+        return blocked & ~blocked.all(2, keepdim=True)
+
+    def forward(self, pyramid: dict[int, torch.Tensor], pixel_features: torch.Tensor,
+                ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Predict after every layer."""
+        batch = pixel_features.shape[0]
+        queries = self.query_feat.weight[None].expand(batch, -1, -1)
+        query_position = self.query_embed.weight[None]
+        predictions = [self._predict(queries, pixel_features)]
+        for index, layer in enumerate(self.layers):
+            level = index % len(self.strides)
+            feature = pyramid[self.strides[level]]
+            memory = feature.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+            blocked = self._blocked(predictions[-1][1], feature.shape[-2:])
+            queries = layer(queries, query_position, memory, self.position(feature), blocked)
+            predictions.append(self._predict(queries, pixel_features))
+        return predictions
