@@ -12,15 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-import os
 from pathlib import Path
 import re
 
 from setuptools import Distribution, find_packages, setup
 
 NAME = 'owseg_ros'
-ROOT = Path(__file__).resolve().parent
-os.chdir(ROOT)
 
 VERSION = re.search(
     r"^__version__ = '([^']+)'", Path(NAME, '__init__.py').read_text(), re.MULTILINE).group(1)
@@ -171,8 +168,6 @@ setup(
             'setuptools',
         ],
     },
-    # colcon test looks here to choose pytest.
-    tests_require=['pytest'],
     cmdclass={'install_data': InstallDataAndExecutables},
     entry_points={
         'console_scripts': [f'{name} = {target}' for name, target in CONSOLE_SCRIPTS.items()],
