@@ -32,12 +32,6 @@ from typing import Any, Mapping
 import cv2
 from diagnostic_msgs.msg import DiagnosticStatus
 import numpy as np
-from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo
-from sensor_msgs.msg import CompressedImage
-from sensor_msgs.msg import Image
-from std_msgs.msg import Header
-
 from owseg_ros.errors import OwsegError
 from owseg_ros.frame import array_to_image
 from owseg_ros.frame import Frame
@@ -52,6 +46,11 @@ from owseg_ros.nodes.parameters import CAMERA
 from owseg_ros.nodes.parameters import ParameterTable
 from owseg_ros.nodes.process import run
 from owseg_ros.source import open_source
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 
 RETRY_SECONDS = 3.0
 """A source that cannot be opened is tried again after this time (a webcam may be plugged in)."""

@@ -18,16 +18,15 @@ from __future__ import annotations
 import threading
 from typing import Any, Callable
 
+from owseg_ros.frame import compressed_to_frame
+from owseg_ros.frame import Frame
+from owseg_ros.frame import image_to_frame
+from owseg_ros.nodes import qos
 from rclpy.node import Node
 from rclpy.qos import QoSPolicyKind
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image
-
-from owseg_ros.frame import compressed_to_frame
-from owseg_ros.frame import Frame
-from owseg_ros.frame import image_to_frame
-from owseg_ros.nodes import qos
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks

@@ -20,10 +20,6 @@ import threading
 from typing import Any, Callable
 
 import numpy as np
-from rclpy.lifecycle import LifecycleNode
-from sensor_msgs.msg import Image
-from std_msgs.msg import String
-
 from owseg_ros.bundle import Bundle
 from owseg_ros.frame import array_to_image
 from owseg_ros.frame import Frame
@@ -32,6 +28,9 @@ from owseg_ros.nodes import qos
 from owseg_ros.nodes.inputs import camera_topic
 from owseg_ros.readout.maps import ReadoutSettings
 from owseg_ros.segmenter import Segmentation
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
 
 
 @dataclass(frozen=True)

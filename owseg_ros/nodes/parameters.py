@@ -20,14 +20,13 @@ import math
 import re
 from typing import Any, Callable, Mapping, Sequence
 
+from owseg_ros.nodes.qos import RELIABILITIES
 from rcl_interfaces.msg import FloatingPointRange
 from rcl_interfaces.msg import IntegerRange
 from rcl_interfaces.msg import ParameterDescriptor
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-
-from owseg_ros.nodes.qos import RELIABILITIES
 
 ANY_TIME, UNCONFIGURED, AT_START = 'any time', 'unconfigured', 'at start'
 CALIBRATED = 'calibrated'

@@ -30,12 +30,6 @@ import traceback
 from typing import Any, Mapping
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.clock import Clock
-from rclpy.clock import ClockType
-from rclpy.lifecycle import LifecycleNode
-from rclpy.lifecycle import LifecycleState
-from rclpy.lifecycle import TransitionCallbackReturn
-
 from owseg_ros.bundle import Bundle
 from owseg_ros.bundle import BundleError
 from owseg_ros.bundle import default_bundle_path
@@ -65,6 +59,11 @@ from owseg_ros.nodes.slot import Pending
 from owseg_ros.nodes.slot import Worker
 from owseg_ros.readout.maps import ReadoutSettings
 from owseg_ros.segmenter import Segmenter
+from rclpy.clock import Clock
+from rclpy.clock import ClockType
+from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleState
+from rclpy.lifecycle import TransitionCallbackReturn
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
@@ -122,6 +121,11 @@ class PerceptionNode(LifecycleNode):
             # A steady clock: the clock of a bag that does not play yet stands still.
             self._start_timer = self.create_timer(
                 0.0, self._autostart, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    @property
+    def phase(self) -> str:
+        """Return unconfigured, building, warming, inactive, active or finalized."""
+        return self._phase
 
     # Transitions
 
@@ -367,7 +371,7 @@ class PerceptionNode(LifecycleNode):
             timeout=self._parameters['no_frames_timeout'], idle=not camera.outputs.wanted(),
             incompatible=camera.input.incompatible, transport=(
                 f'{self._dds}. The process of the publisher needs shared memory for large '
-                f'images too: export {transport.PROFILE_VARIABLES[0]}={transport.profile_path()}'))
+                f'images too: export {transport.profile_variable()}={transport.profile_path()}'))
         values = {'state': state, 'topic': camera.input.topic,
                   'reliability': 'reliable' if camera.input.reliable else 'best effort',
                   **numbers.values()}

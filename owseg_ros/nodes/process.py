@@ -18,14 +18,13 @@ from __future__ import annotations
 import sys
 from typing import Callable, Sequence
 
+from owseg_ros.nodes import transport
 import rclpy
 from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-
-from owseg_ros.nodes import transport
 
 
 def run(make_nodes: Callable[[transport.Transport], Sequence[Node]],

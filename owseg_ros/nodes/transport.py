@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
 import os
 from pathlib import Path
 import re
@@ -32,7 +34,7 @@ import sys
 from typing import Mapping
 
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
-"""Where Fast DDS looks for its profile: from 2.12 on, and before (Humble)."""
+"""Where Fast DDS looks for its profile: from 3.0 (Kilted) on, and up to Jazzy."""
 
 SEGMENT_BYTES = 64 << 20
 """Shared memory of one participant in the shipped profile."""
@@ -65,6 +67,16 @@ def profile_path() -> Path:
     return Path(__file__).with_name('fastdds.xml')
 
 
+def profile_variable() -> str:
+    """Return the name of the variable that the installed Fast DDS reads its profile from."""
+    try:
+        rclpy_version = version('rclpy')
+    except PackageNotFoundError:
+        return PROFILE_VARIABLES[0]
+    # Jazzy has rclpy 7, and Kilted, the first with Fast DDS 3, has rclpy 9.
+    return PROFILE_VARIABLES[int(rclpy_version.split('.')[0]) < 8]
+
+
 def prepare(environment: dict[str, str] | None = None) -> Transport:
     """
     Set up this process for large images; call it before `rclpy.init`.
@@ -81,9 +93,7 @@ def prepare(environment: dict[str, str] | None = None) -> Transport:
     environment = os.environ if environment is None else environment
     keep_large_buffers(environment)
     if _uses_fast_dds(environment) and not _chosen(environment):
-        profile = _profile_that_fits(environment)
-        for name in PROFILE_VARIABLES:
-            environment[name] = str(profile)
+        environment[profile_variable()] = str(_profile_that_fits(environment))
     return check(environment)
 
 
@@ -102,13 +112,13 @@ def check(environment: Mapping[str, str] | None = None) -> Transport:
         return Transport(
             False, f'Fast DDS with its {builtin or "default"} transports (512 KiB of shared '
             'memory)', 'Best-effort images above 512 KiB will not arrive from other processes: '
-            f'export {PROFILE_VARIABLES[0]}={profile_path()}')
+            f'export {profile_variable()}={profile_path()}')
     try:
         text = profile.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         return Transport(
             False, f'Fast DDS profile {profile} cannot be read ({error})',
-            f'Correct or unset {PROFILE_VARIABLES[0]}', profile)
+            f'Correct or unset {profile_variable()}', profile)
     sizes = [int(size) for size in re.findall(r'<segment_size>\s*(\d+)\s*</segment_size>', text)]
     segment = max(sizes, default=0)
     if segment < SMALLEST_SEGMENT_BYTES:

@@ -26,6 +26,7 @@ import time
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
+from owseg_ros.frame import array_to_image
 import rclpy
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException
@@ -36,8 +37,6 @@ from rclpy.qos import DurabilityPolicy
 from rclpy.qos import QoSProfile
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
-
-from owseg_ros.frame import array_to_image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOMAIN = int(os.environ.get('OWSEG_TEST_DOMAIN') or 20 + os.getpid() % 20)

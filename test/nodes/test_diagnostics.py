@@ -1,0 +1,131 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the numbers of a camera mean on /diagnostics."""
+
+import math
+
+from owseg_ros.nodes.diagnostics import ERROR
+from owseg_ros.nodes.diagnostics import FrameStatistics
+from owseg_ros.nodes.diagnostics import judge_camera
+from owseg_ros.nodes.diagnostics import OK
+from owseg_ros.nodes.diagnostics import WARN
+import pytest
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self):
+        self.time = 100.0
+
+    def __call__(self):
+        return self.time
+
+
+@pytest.fixture
+def clock():
+    """Return a clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def statistics(clock):
+    """Return statistics on that clock."""
+    return FrameStatistics(clock)
+
+
+def judge(statistics, **changes):
+    """Judge a camera that is watched and has a publisher, unless changed."""
+    about = {'topic': '/image', 'publishers': 1, 'timeout': 2.0, 'idle': False,
+             'incompatible': '', 'transport': 'Fast DDS profile X', **changes}
+    return judge_camera(statistics.snapshot(), **about)
+
+
+def test_rate_age_and_counts(statistics, clock):
+    for number in range(101):
+        statistics.frame_in(dropped=number % 10 == 0)
+        statistics.frame_out(0.001 * number, 0.002 * number, 5.0, 3.0)
+        clock.time += 0.05
+    numbers = statistics.snapshot()
+    assert (numbers.frames_in, numbers.frames_out, numbers.drops) == (101, 101, 11)
+    assert numbers.rate_hz == pytest.approx(20.0, rel=1e-6)
+    assert numbers.age_ms == pytest.approx((50.0, 95.0, 99.0))
+    assert numbers.latency_ms == pytest.approx((100.0, 190.0, 198.0))
+    values = numbers.values()
+    assert values['age_ms_p95'] == '95.00' and values['network_ms'] == '5.00'
+    assert judge(statistics)[:2] == (OK, 'running')
+
+
+def test_without_frames_there_are_no_percentiles(statistics):
+    numbers = statistics.snapshot()
+    assert math.isnan(numbers.age_ms[0])
+    assert numbers.values()['age_ms_p50'] == ''
+    assert numbers.rate_hz == 0.0
+
+
+def test_the_rate_falls_to_zero_when_frames_stop(statistics, clock):
+    for _ in range(10):
+        statistics.frame_out(0.01, 0.01, 1.0, 1.0)
+        clock.time += 0.1
+    clock.time += 60.0
+    assert statistics.snapshot().rate_hz == 0.0
+
+
+def test_stamps_of_another_clock_give_no_age(statistics):
+    statistics.frame_in(False)
+    statistics.frame_out(3.0e7, 0.01, 1.0, 1.0)
+    assert math.isnan(statistics.snapshot().age_ms[0])
+    level, state, message = judge(statistics)
+    assert (level, state) == (OK, 'running')
+    assert 'use_sim_time' in message
+
+
+def test_silence_names_its_likely_cause(statistics, clock):
+    assert judge(statistics)[:2] == (OK, 'running')
+    clock.time += 3.0
+    level, state, message = judge(statistics)
+    assert (level, state) == (WARN, 'no frames')
+    assert 'Fast DDS profile X' in message
+    assert 'nobody publishes /image' in judge(statistics, publishers=0)[2]
+    assert 'set it to best_available' in judge(
+        statistics, incompatible='set it to best_available')[2]
+    statistics.frame_in(False)
+    clock.time += 3.0
+    assert 'went silent' in judge(statistics)[2]
+
+
+def test_bad_frames_are_an_error_until_a_good_one_comes(statistics, clock):
+    statistics.frame_in(False)
+    statistics.bad_frame('the data is too short')
+    level, state, message = judge(statistics)
+    assert (level, state) == (ERROR, 'bad frames')
+    assert 'too short' in message
+    clock.time += 0.1
+    statistics.frame_in(False)
+    statistics.frame_out(0.01, 0.01, 1.0, 1.0)
+    assert judge(statistics)[:2] == (WARN, 'bad frames')
+    clock.time += 10.0
+    statistics.frame_in(False)
+    statistics.frame_out(0.01, 0.01, 1.0, 1.0)
+    assert judge(statistics)[:2] == (OK, 'running')
+    assert statistics.snapshot().bad_frames == 1
+
+
+def test_idle_and_reset(statistics):
+    statistics.frame_in(False)
+    statistics.skip()
+    assert judge(statistics, idle=True)[:2] == (OK, 'idle')
+    statistics.reset()
+    numbers = statistics.snapshot()
+    assert (numbers.frames_in, numbers.skipped) == (0, 0)
