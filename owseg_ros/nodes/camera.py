@@ -98,23 +98,23 @@ class CameraNode(Node):
         self._stopped = False
         self._state, self._level, self._detail = 'opening', OK, ''
         self._frames = 0
-        self._rate = 0.0
-        self._parameters = ParameterTable(self, CAMERA, self._apply)
+        self._reporter = Reporter(
+            self, self._statuses, lambda: self._table['diagnostics_period'])
+        self._thread = threading.Thread(target=self._run, name='camera', daemon=True)
+        self._table = ParameterTable(self, CAMERA, self._apply)
         self._image = self.create_publisher(Image, 'image', qos.image_output())
         self._compressed = self.create_publisher(
             CompressedImage, 'image/compressed', qos.image_output())
         self._info = self.create_publisher(CameraInfo, 'camera_info', qos.image_output())
-        self._reporter = Reporter(
-            self, self._statuses, lambda: self._parameters['diagnostics_period'])
         self._reporter.start()
-        self._thread = threading.Thread(target=self._run, name='camera', daemon=True)
         self._thread.start()
 
     def destroy_node(self) -> None:
         """Stop the threads, close the source and destroy the node."""
         self._stopped = True
         self._changed.set()
-        self._thread.join(10.0)
+        if self._thread.is_alive():
+            self._thread.join(10.0)
         self._reporter.stop()
         super().destroy_node()
 
@@ -125,11 +125,13 @@ class CameraNode(Node):
     # The thread of the camera
 
     def _run(self) -> None:
-        while not self._stopped and self.context.ok():
+        while True:
             self._changed.clear()
-            name = self._parameters['source']
+            if self._stopped or not self.context.ok():
+                return
+            name = self._table['source']
             try:
-                source = open_source(name, **self._size(name), loop=self._parameters['loop'])
+                source = open_source(name, **self._size(name), loop=self._table['loop'])
             except OwsegError as error:
                 self._fail(f'source {name}: {error}')
                 self._changed.wait(RETRY_SECONDS)
@@ -149,7 +151,7 @@ class CameraNode(Node):
                 source.close()
 
     def _play(self, source: Any) -> None:
-        while self._parameters['wait_for_subscriber'] and not self._listeners():
+        while self._table['wait_for_subscriber'] and not self._listeners():
             if self._interrupted(0.02):
                 return
         due = time.monotonic()
@@ -165,13 +167,14 @@ class CameraNode(Node):
             due = max(due + self._period(source), time.monotonic() - self._period(source))
 
     def _interrupted(self, seconds: float) -> bool:
-        return self._changed.wait(max(0.0, seconds)) or not self.context.ok()
+        return (self._changed.wait(max(0.0, seconds)) or self._stopped
+                or not self.context.ok())
 
     def _end(self) -> None:
-        text = f'{self._parameters["source"]} ended after {self._frames} frames'
+        text = f'{self._table["source"]} ended after {self._frames} frames'
         self._enter('ended', OK, text)
         self.get_logger().info(text)
-        if self._parameters['shutdown_at_end']:
+        if self._table['shutdown_at_end']:
             self.context.try_shutdown()
             return
         while not self._interrupted(1.0):
@@ -180,34 +183,34 @@ class CameraNode(Node):
     def _publish(self, rgb: np.ndarray, source: Any) -> None:
         self._frames += 1
         wants_image = self._image.get_subscription_count() > 0
-        wants_compressed = self._parameters['publish_compressed'] and (
+        wants_compressed = self._table['publish_compressed'] and (
             self._compressed.get_subscription_count() > 0)
         wants_info = self._info.get_subscription_count() > 0
         if not (wants_image or wants_compressed or wants_info):
             return
         header = Header(
-            stamp=self.get_clock().now().to_msg(), frame_id=self._parameters['frame_id'])
+            stamp=self.get_clock().now().to_msg(), frame_id=self._table['frame_id'])
         full_height, full_width = rgb.shape[:2]
         rgb = self._resized(rgb)
         height, width = rgb.shape[:2]
         if wants_image:
-            encoding = self._parameters['encoding']
+            encoding = self._table['encoding']
             pixels = rgb if encoding == 'rgb8' else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
             self._image.publish(array_to_image(pixels, encoding, header))
         if wants_info:
             matrix = getattr(source, 'camera_matrix', None)
             if matrix is None:
-                matrix = matrix_from_field_of_view(width, height, self._parameters['hfov_deg'])
+                matrix = matrix_from_field_of_view(width, height, self._table['hfov_deg'])
             else:
                 matrix = np.diag([width / full_width, height / full_height, 1.0]) @ matrix
             self._info.publish(camera_info(header, width, height, matrix))
         if wants_compressed:
             self._compressed.publish(frame_to_compressed(
-                Frame(rgb), 'jpeg', header, self._parameters['jpeg_quality']))
+                Frame(rgb), 'jpeg', header, self._table['jpeg_quality']))
 
     def _resized(self, rgb: np.ndarray) -> np.ndarray:
         height, width = rgb.shape[:2]
-        wanted_width, wanted_height = self._parameters['width'], self._parameters['height']
+        wanted_width, wanted_height = self._table['width'], self._table['height']
         if not wanted_width and not wanted_height:
             return rgb
         size = (wanted_width or max(1, round(width * wanted_height / height)),
@@ -222,7 +225,7 @@ class CameraNode(Node):
         return {}
 
     def _period(self, source: Any) -> float:
-        return 1.0 / (self._parameters['rate'] or source.fps or DEFAULT_RATE)
+        return 1.0 / (self._table['rate'] or source.fps or DEFAULT_RATE)
 
     def _listeners(self) -> int:
         return self._image.get_subscription_count() + self._compressed.get_subscription_count()
@@ -242,7 +245,7 @@ class CameraNode(Node):
         return [status(
             f'{self.get_fully_qualified_name()}: source', self._level,
             f'{self._state}: {self._detail}', {
-                'state': self._state, 'source': self._parameters['source'],
+                'state': self._state, 'source': self._table['source'],
                 'frames': self._frames, 'dds': self._dds.description})]
 
 

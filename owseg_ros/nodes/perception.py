@@ -108,16 +108,16 @@ class PerceptionNode(LifecycleNode):
         self._cameras: dict[str, Camera] = {}
         self._slots = FrameSlots([])
         self._worker: Worker | None = None
+        self._reporter = Reporter(
+            self, self._statuses, lambda: self._table['diagnostics_period'])
         specs = [
             replace(spec, default=autostart) if spec.name == 'autostart' else spec
             for spec in PERCEPTION]
-        self._parameters = ParameterTable(
+        self._table = ParameterTable(
             self, specs, self._apply, lambda: self._segmenter is not None)
-        self._reporter = Reporter(
-            self, self._statuses, lambda: self._parameters['diagnostics_period'])
         self._reporter.start()
         self.get_logger().info(f'DDS: {self._dds}')
-        if self._parameters['autostart']:
+        if self._table['autostart']:
             # A steady clock: the clock of a bag that does not play yet stands still.
             self._start_timer = self.create_timer(
                 0.0, self._autostart, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -196,7 +196,7 @@ class PerceptionNode(LifecycleNode):
             return
         maps = frozenset().union(*(maps_of(outputs) for _, _, outputs, _ in work))
         results = self._segmenter.segment([frame for *_, frame in work], maps)
-        alpha = self._parameters['overlay_alpha']
+        alpha = self._table['overlay_alpha']
         for (camera, pending, outputs, frame), result in zip(work, results):
             header = pending.message.header
             publish_images(outputs, result, frame, header, alpha)
@@ -220,11 +220,11 @@ class PerceptionNode(LifecycleNode):
         self._failure = ''
         try:
             self._enter('building')
-            bundle = load_bundle(_model_folder(self._parameters['model']))
+            bundle = load_bundle(_model_folder(self._table['model']))
             segmenter = Segmenter(
-                bundle, engine=self._parameters['engine'],
-                providers=tuple(self._parameters['providers']),
-                threads=self._parameters['threads'])
+                bundle, engine=self._table['engine'],
+                providers=tuple(self._table['providers']),
+                threads=self._table['threads'])
             segmenter.settings = self._settings(bundle)
             self._enter('warming')
             self._warm_up_ms = segmenter.warm_up()
@@ -235,9 +235,9 @@ class PerceptionNode(LifecycleNode):
             return FAILURE
         self._segmenter = segmenter
         self._cameras = {
-            name: Camera(self, name, self._parameters['image_transport'],
-                         self._parameters['image_reliability'])
-            for name in self._parameters['cameras']}
+            name: Camera(self, name, self._table['image_transport'],
+                         self._table['image_reliability'])
+            for name in self._table['cameras']}
         self._enter('inactive')
         self.get_logger().info(
             f'model {bundle.name} {bundle.version} on {segmenter.engine.description}, '
@@ -249,8 +249,8 @@ class PerceptionNode(LifecycleNode):
         if result != SUCCESS:
             return result
         self._slots = FrameSlots(
-            list(self._cameras), self._parameters['stamp_tolerance'],
-            self._parameters['batch_wait'])
+            list(self._cameras), self._table['stamp_tolerance'],
+            self._table['batch_wait'])
         self._worker = Worker(self._slots, self._process)
         self._publish_labels()
         for camera in self._cameras.values():
@@ -310,7 +310,7 @@ class PerceptionNode(LifecycleNode):
 
     def _settings(self, bundle: Bundle, changed: Mapping[str, Any] = {}) -> ReadoutSettings:
         values = {
-            name: changed.get(name, self._parameters[name]) for name in _READOUT_PARAMETERS}
+            name: changed.get(name, self._table[name]) for name in _READOUT_PARAMETERS}
         threshold, min_area = values['anomaly_threshold'], values['anomaly_min_area']
         return ReadoutSettings(
             anomaly_threshold=(
@@ -368,7 +368,7 @@ class PerceptionNode(LifecycleNode):
         numbers = camera.statistics.snapshot()
         level, state, message = judge_camera(
             numbers, topic=camera.input.topic, publishers=camera.input.publishers(),
-            timeout=self._parameters['no_frames_timeout'], idle=not camera.outputs.wanted(),
+            timeout=self._table['no_frames_timeout'], idle=not camera.outputs.wanted(),
             incompatible=camera.input.incompatible, transport=(
                 f'{self._dds}. The process of the publisher needs shared memory for large '
                 f'images too: export {transport.profile_variable()}={transport.profile_path()}'))

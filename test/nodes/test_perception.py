@@ -426,13 +426,13 @@ def test_an_engine_that_is_not_there_is_refused(perception):
 
 @pytest.mark.parametrize('name, value, reason', [
     ('min_confidence', 1.5, 'min_confidence'),
-    ('min_confidence', float('nan'), 'finite'),
+    ('min_confidence', float('nan'), 'out of range'),
     ('anomaly_threshold', 'high', 'calibrated'),
     ('anomaly_threshold', True, 'calibrated'),
     ('anomaly_threshold', float('inf'), 'finite'),
     ('anomaly_min_area', -2, 'anomaly_min_area'),
     ('output_size', 'huge', 'camera, network'),
-    ('overlay_alpha', 'thick', 'overlay_alpha'),
+    ('overlay_alpha', 'thick', 'Wrong parameter type'),
     ('image_transport', 'theora', 'raw, compressed'),
     ('image_reliability', 'perhaps', 'best_available'),
     ('cameras', ['front left'], 'front left'),
@@ -466,7 +466,7 @@ def test_parameters_of_the_model_are_frozen_while_it_is_loaded(perception):
 
 def test_each_parameter_is_described(perception):
     node = perception().node
-    ours = list(node._parameters._specs)
+    ours = list(node._table._specs)
     assert len(ours) > 15
     for name in ours:
         assert len(node.describe_parameter(name).description) > 10
