@@ -35,7 +35,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from typing import Any, Iterator, Mapping, NoReturn
+from typing import Any, Iterable, Iterator, Mapping, NoReturn
 
 import jsonschema
 import numpy as np
@@ -243,14 +243,15 @@ def write_bundle(
         staging_parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix='.owseg_bundle_', dir=staging_parent))
     except OSError as error:
-        raise BundleError(f'Bundle {folder}: cannot be written: {error}') from error
+        raise _error(folder, f'cannot be written: {error}') from error
     try:
         _stage(staging, folder, manifest, files)
         try:
-            load_bundle(staging)
+            network = load_bundle(staging).network.relative_to(staging)
         except BundleError as error:
             raise BundleError(str(error).replace(str(staging), str(folder))) from error
         if folder.is_dir():
+            _check_external_weights(folder, network.as_posix(), files)
             for name in (*files, MANIFEST):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staging / name, folder / name)
@@ -258,7 +259,7 @@ def write_bundle(
             staging.chmod(0o755)
             os.rename(staging, folder)
     except OSError as error:
-        raise BundleError(f'Bundle {folder}: cannot be written: {error}') from error
+        raise _error(folder, f'cannot be written: {error}') from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return load_bundle(folder)
@@ -298,8 +299,13 @@ def sha256_of(path: str | os.PathLike) -> str:
             digest.update(view[:size])
 
 
-def _refuse(folder: Path, problem: str) -> NoReturn:
-    raise BundleError(f'Bundle {folder}: {problem}')
+def _error(folder: Path | str, problem: str) -> BundleError:
+    text = f'Bundle {folder}: {problem}'
+    return BundleError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
+
+def _refuse(folder: Path | str, problem: str) -> NoReturn:
+    raise _error(folder, problem)
 
 
 def _did_you_mean(name: Any, known: Any) -> str:
@@ -322,7 +328,7 @@ def _folder_of(path: Path) -> Path:
             return folder
         exists = folder.exists()
     except (OSError, ValueError, RuntimeError) as error:
-        raise BundleError(f'Bundle {str(path)!r}: cannot be opened: {error}') from error
+        raise _error(str(path), f'cannot be opened: {error}') from error
     if not exists:
         _refuse(folder, f'there is no such folder; give the folder that holds {MANIFEST}')
     hint = _EXPORT_HINT
@@ -363,23 +369,23 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                             f'a manifest; {_EXPORT_HINT}')
         text = path.read_bytes().decode('utf-8')
     except OSError as error:
-        raise BundleError(f'Bundle {folder}: {MANIFEST} cannot be read: {error}') from error
+        raise _error(folder, f'{MANIFEST} cannot be read: {error}') from error
     except UnicodeDecodeError as error:
-        raise BundleError(
-            f'Bundle {folder}: {MANIFEST} is not UTF-8 text ({error.reason} at byte '
-            f'{error.start}); it is damaged or no manifest: fetch the bundle again') from error
+        raise _error(folder, f'{MANIFEST} is not UTF-8 text ({error.reason} at byte '
+                             f'{error.start}); it is damaged or no manifest: '
+                             'fetch the bundle again') from error
     try:
         manifest = yaml.load(text, Loader=_ManifestLoader)  # noqa: S506
     except yaml.YAMLError as error:
         problem = ' '.join(str(error).split())
-        raise BundleError(f'Bundle {folder}: {MANIFEST} is not plain YAML: {problem}; '
-                          'correct it or fetch the bundle again') from error
+        raise _error(folder, f'{MANIFEST} is not plain YAML: {problem}; '
+                             'correct it or fetch the bundle again') from error
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
             RecursionError) as error:
         # PyYAML lets these out for scalars such as "!!timestamp x" and for absurd nesting.
-        raise BundleError(
-            f'Bundle {folder}: {MANIFEST} holds a value that YAML cannot read '
-            f'({type(error).__name__}: {_short(str(error))}); correct it') from error
+        raise _error(folder, f'{MANIFEST} holds a value that YAML cannot read '
+                             f'({type(error).__name__}: {_short(str(error))}); '
+                             'correct it') from error
     if not isinstance(manifest, dict):
         _refuse(folder, f'{MANIFEST} is no mapping of keys to values but a '
                         f'{type(manifest).__name__}; {_EXPORT_HINT}')
@@ -387,7 +393,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         for keys, problem in _oddities(manifest, ()):
             _refuse(folder, f'{MANIFEST}: {_dotted(keys)}: {problem}')
     except RecursionError as error:
-        raise BundleError(f'Bundle {folder}: {MANIFEST} is nested too deep; flatten it') from error
+        raise _error(folder, f'{MANIFEST} is nested too deep; flatten it') from error
     return manifest
 
 
@@ -503,18 +509,23 @@ def _check_semantics(folder: Path, manifest: dict[str, Any]) -> tuple[ClassInfo,
 
 def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
     paths = {name: _safe_path(folder, name) for name in manifest['files']}
-    # ONNX Runtime reads external weights that lie beside the network, so they must be listed.
-    network = PurePosixPath(manifest['network']['file'])
-    try:
-        siblings = sorted(entry.name for entry in (folder / network).parent.iterdir())
-    except OSError as error:
-        raise BundleError(f'Bundle {folder}: cannot be listed: {error}') from error
-    for sibling in siblings:
-        if sibling.startswith(network.name) and str(network.parent / sibling) not in paths:
-            _refuse(folder, f'{sibling} lies beside the network but is not listed under files; '
-                            'list it with its sha256, or remove it')
+    _check_external_weights(folder, manifest['network']['file'], paths)
     for name, path in paths.items():
         _check_file(folder, name, path, manifest['files'][name])
+
+
+def _check_external_weights(folder: Path, network: str, listed: Iterable[str]) -> None:
+    """Check that the weights which ONNX Runtime reads from beside the network are listed."""
+    pure = PurePosixPath(network)
+    parent = folder / pure.parent
+    try:
+        siblings = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
+    except OSError as error:
+        raise _error(folder, f'cannot be listed: {error}') from error
+    for sibling in siblings:
+        if sibling.startswith(pure.name) and str(pure.parent / sibling) not in listed:
+            _refuse(folder, f'{sibling} lies beside the network but is not listed under files; '
+                            'list it with its sha256, or remove it')
 
 
 def _safe_path(folder: Path, name: str) -> Path:
@@ -534,11 +545,10 @@ def _safe_path(folder: Path, name: str) -> Path:
         roots = {folder.resolve(), (folder / MANIFEST).resolve().parent}
         regular = stat.S_ISREG(real.stat().st_mode)
     except FileNotFoundError as error:
-        raise BundleError(
-            f'Bundle {folder}: {name} is listed in {MANIFEST} but is not there; '
-            'fetch the bundle again') from error
+        raise _error(folder, f'{name} is listed in {MANIFEST} but is not there; '
+                             'fetch the bundle again') from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise BundleError(f'Bundle {folder}: {name} cannot be opened: {error}') from error
+        raise _error(folder, f'{name} cannot be opened: {error}') from error
     if not any(root in real.parents for root in roots):
         _refuse(folder, f'{name} is a link that leaves the bundle (to {real}); '
                         'copy the file into the folder')
@@ -554,7 +564,7 @@ def _check_file(folder: Path, name: str, path: Path, expected: str) -> None:
             head = stream.read(64)
         size = path.stat().st_size
     except OSError as error:
-        raise BundleError(f'Bundle {folder}: {name} cannot be read: {error}') from error
+        raise _error(folder, f'{name} cannot be read: {error}') from error
     if actual != expected:
         if head.startswith(b'version https://git-lfs'):
             _refuse(folder, f'{name} is a Git LFS pointer, not the file; run git lfs pull')
@@ -634,8 +644,8 @@ def _stage(
 
 def _share_folders() -> Iterator[Path]:
     try:
-        from ament_index_python.packages import get_package_share_directory
-        yield Path(get_package_share_directory('owseg_ros'))
+        from ament_index_python.packages import get_package_prefix
+        yield Path(get_package_prefix('owseg_ros')) / 'share' / 'owseg_ros'
     except (ImportError, LookupError, OSError, ValueError):
         # No ROS installation here, or owseg_ros is not in it: the other places follow.
         pass

@@ -571,7 +571,8 @@ def test_any_truncated_file_is_refused(extension):
             continue
         error = refused(RawCompressed('x', data[:size]), compressed_to_frame)
         assert 'JPEG' in error.expected
-    # A JPEG that ends in the middle of its lines would decode to half a grey picture.
+        # It is told from the markers: some decoders fill what is missing with grey instead.
+        assert 'truncated' in str(error) or size < 8
     padded = data + bytes(7)
     assert compressed_to_frame(RawCompressed('x', padded)).pixels.shape == (24, 24, 3)
 
