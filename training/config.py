@@ -72,8 +72,10 @@ class DataConfig:
     """
     Training images.
 
-    root: folder of the data sets (None: OWSEG_DATA or ../shared/data); size: (width, height).
-    street_probability: share of samples from the procedural street (owseg_ros.scene).
+    root: folder of the data sets (None: OWSEG_DATA or ../shared/data); size: (width, height);
+    scale, aspect: ranges of augment.random_crop.
+    street_probability: share of samples from the procedural street (owseg_ros.scene), from
+    sample street_start of the run on.
     """
 
     root: str | None = None
@@ -81,6 +83,7 @@ class DataConfig:
     scale: tuple[float, float] = (0.75, 1.75)
     aspect: tuple[float, float] = (0.8, 1.25)
     street_probability: float = 0.0
+    street_start: int = 0
     workers: int = 1
 
 

@@ -80,7 +80,7 @@ def export_onnx(network: MaskClassifier, path: str | Path, size: tuple[int, int]
 def parity(network: MaskClassifier, path: str | Path, images: Sequence[torch.Tensor],
            ) -> dict[str, float]:
     """
-    Largest absolute difference between ONNX Runtime and torch, per output.
+    Largest difference |a - b| / max(1, |a|) between torch a and ONNX Runtime b, per output.
 
     images: normalised float32 [3, H, W] of the exported size, run one by one and as one batch.
     """
@@ -95,7 +95,9 @@ def parity(network: MaskClassifier, path: str | Path, images: Sequence[torch.Ten
             expected = exported(batch)
         actual = session.run(list(OUTPUTS), {'image': batch.numpy()})
         for name, a, b in zip(OUTPUTS, expected, actual):
-            worst[name] = max(worst[name], float(np.abs(a.numpy() - b).max()))
+            a = a.numpy()
+            error = np.abs(a - b) / np.maximum(1, np.abs(a))
+            worst[name] = max(worst[name], float(error.max()))
     return worst
 
 

@@ -71,7 +71,7 @@ At the bundle's threshold {anomaly['threshold']} ({anomaly['operating_point']}) 
 {road['at_threshold']['true_positive_rate']:.1%} of the anomalous pixels there and flags
 {road['at_threshold']['false_positive_rate']:.1%} of the others.
 
-ONNX Runtime against torch, largest absolute difference on real frames: {
+ONNX Runtime against torch, largest difference relative to max(1, |value|) on real frames: {
         ', '.join(f'{k} {v:.1e}' for k, v in figures['onnx_parity'].items())}.
 
 ## Training

@@ -13,10 +13,12 @@
 # limitations under the License.
 """The perception node over real DDS, with a small real network."""
 
+import itertools
 import json
 import shutil
 import threading
 
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
@@ -33,6 +35,7 @@ from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -493,3 +496,26 @@ def test_stamps_of_another_clock_are_no_age(ros, perception):
     assert status.level == DiagnosticStatus.OK
     assert values_of(status)['age_ms_p50'] == ''
     assert float(values_of(status)['latency_ms_p50']) > 0.0
+
+
+def test_the_age_is_of_the_node_clock_when_a_bag_plays(ros, perception):
+    camera = ImagePublisher(ros.client)
+    clock = ros.client.create_publisher(Clock, '/clock', BEST_EFFORT)
+    ros.collect(Image, 'semantic/mask')
+    node = perception(autostart=True, use_sim_time=True).active()
+    ticks = itertools.count()
+
+    def tick():
+        # The bag plays 10 years ago; each image is 50 ms old.
+        number = next(ticks)
+        camera.send(PICTURE, stamp=Time(
+            sec=10 ** 9 + number // 20, nanosec=number % 20 * 50000000))
+        number += 1
+        clock.publish(Clock(clock=Time(
+            sec=10 ** 9 + number // 20, nanosec=number % 20 * 50000000)))
+
+    with Repeater(tick, 20.0):
+        status = node.status('camera', lambda s: int(values_of(s)['frames_out']) > 20 and (
+            values_of(s)['age_ms_p50'] != ''))
+    assert values_of(status)['state'] == 'running'
+    assert 0.0 <= float(values_of(status)['age_ms_p50']) <= 1000.0

@@ -63,7 +63,8 @@ class ClosedSetStream(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         rng = np.random.default_rng((self.seed, 2, index))
-        if rng.random() < self.config.street_probability:
+        street = rng.random() < self.config.street_probability
+        if street and index >= self.config.street_start:
             image, label = self._street(rng)
         else:
             item = self._pick(index)
