@@ -1,0 +1,39 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Engines: what runs a bundle's network. All of them keep the contract of contract.py."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from owseg_ros.bundle import Bundle
+from owseg_ros.engine.contract import Engine, EngineError, NetworkOutput
+from owseg_ros.engine.onnx import OnnxEngine
+
+__all__ = ['create_engine', 'Engine', 'EngineError', 'ENGINES', 'NetworkOutput', 'OnnxEngine']
+
+ENGINES = {OnnxEngine.name: OnnxEngine}
+
+
+def create_engine(bundle: Bundle, engine: str = 'onnx', providers: Sequence[str] = ('cpu',),
+                  threads: int = 0) -> Engine:
+    """
+    Return the engine of that name for a bundle.
+
+    providers: where it runs, in order of preference: 'cpu', 'cuda', 'tensorrt'; threads: on the
+    CPU, 0 chooses. Raises EngineError where the name is unknown or the engine does not start.
+    """
+    if engine not in ENGINES:
+        raise EngineError(f'unknown engine {engine!r}; choose from {", ".join(sorted(ENGINES))}')
+    return ENGINES[engine](bundle, providers=providers, threads=threads)

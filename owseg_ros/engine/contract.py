@@ -1,0 +1,75 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What every engine promises, whatever runs the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Protocol, Sequence
+
+import numpy as np
+from owseg_ros.bundle import InputSpec
+from owseg_ros.errors import OwsegError
+from owseg_ros.frame import Frame
+
+
+class EngineError(OwsegError):
+    """The network cannot be loaded or run; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """
+    What the network says about a batch of B frames.
+
+    mask_logits: float32 [B, N, h, w], one logit map a query (usually at stride 4).
+    class_probabilities: float32 [B, N, K], softmax over K + 1 classes with the last ("no
+        object") dropped and the rest not renormalised.
+    region_embeddings: float32 [B, N, D], or None where the network has none.
+    pixel_features: float32 [B, C, h, w], or None where they were not asked for.
+    preprocess_ms, network_ms: time taken by the whole batch.
+    """
+
+    mask_logits: np.ndarray
+    class_probabilities: np.ndarray
+    region_embeddings: Optional[np.ndarray]
+    pixel_features: Optional[np.ndarray]
+    preprocess_ms: float
+    network_ms: float
+
+
+class Engine(Protocol):
+    """
+    Runs a bundle's network on batches of frames.
+
+    name: the engine's name in the registry, such as 'onnx'.
+    description: name, where it runs and with how many threads, for people.
+    input: size and normalisation of the network's input.
+
+    An engine serves one thread at a time: it reuses its buffers from call to call.
+    """
+
+    name: str
+    description: str
+    input: InputSpec  # noqa: A003
+
+    def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False) -> NetworkOutput:
+        """
+        Run the network once on frames of any sizes; arrays of the result are the caller's.
+
+        Raises EngineError if the network fails, or produces values that are not finite.
+        """
+
+    def warm_up(self) -> float:
+        """Run blank frames until buffers and kernels are set up; return ms of the last pass."""

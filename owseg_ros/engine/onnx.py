@@ -1,0 +1,261 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The default engine: ONNX Runtime, on the CPU or through its CUDA and TensorRT providers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import time
+from typing import Optional, Sequence
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state
+from owseg_ros.bundle import Bundle
+from owseg_ros.engine.contract import EngineError, NetworkOutput
+from owseg_ros.engine.preprocess import normalisation_tables, pack
+from owseg_ros.frame import Frame
+from owseg_ros.readout.reference import class_probabilities
+
+PROVIDERS = {
+    'cpu': 'CPUExecutionProvider',
+    'cuda': 'CUDAExecutionProvider',
+    'tensorrt': 'TensorrtExecutionProvider',
+}
+
+_RANKS = {'mask_logits': 4, 'class_logits': 3, 'region_embeddings': 3, 'pixel_features': 4}
+
+# ONNX Runtime's exceptions have no common base below Exception.
+_RUNTIME_ERRORS = (RuntimeError, ValueError, *(
+    kind for kind in vars(onnxruntime_pybind11_state).values()
+    if isinstance(kind, type) and issubclass(kind, Exception)))
+
+_WARM_UP_PASSES = 3
+_LOG_ERRORS_ONLY = 3
+
+
+def available_providers() -> tuple[str, ...]:
+    """Return our names of the providers that the installed ONNX Runtime was built with."""
+    built = onnxruntime.get_available_providers()
+    return tuple(name for name, provider in PROVIDERS.items() if provider in built)
+
+
+def physical_cores() -> int:
+    """Return how many cores this process may use; two hyper-threads count as one core."""
+    if not hasattr(os, 'sched_getaffinity'):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f'/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list')
+        try:
+            cores.add(siblings.read_text('ascii').strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+class OnnxEngine:
+    """
+    Runs a bundle's ONNX file; see engine.contract.Engine.
+
+    bundle: a loaded bundle. The input is float32 [batch, 3, height, width] of the size that the
+        manifest states; batch may be dynamic or a number, then frames run in chunks of it.
+    providers: where to run, in order of preference: 'cpu', 'cuda', 'tensorrt'. All of them must
+        be available; what a GPU provider cannot run falls to the CPU.
+    threads: on the CPU; 0 takes one a core that this process may use.
+
+    Raises EngineError where a provider is not available, the file is no network that ONNX
+    Runtime reads, or it does not have the inputs and outputs that the manifest states.
+
+    One engine serves one thread at a time: the input buffer is reused.
+    """
+
+    name = 'onnx'
+
+    def __init__(self, bundle: Bundle, providers: Sequence[str] = ('cpu',), threads: int = 0):
+        if threads < 0:
+            raise EngineError(f'threads must be 0 (automatic) or more, not {threads}')
+        self.bundle = bundle
+        self.input = bundle.input
+        self.threads = threads or physical_cores()
+        self._session = self._open(_provider_list(providers))
+        active = self._session.get_providers()
+        unused = [name for name in providers if PROVIDERS[name] not in active]
+        if unused:
+            raise EngineError(
+                f'{bundle.name}: provider {unused[0]!r} is installed but did not start; check '
+                "the GPU driver and the CUDA libraries, or use providers ['cpu']")
+        count = '1 thread' if self.threads == 1 else f'{self.threads} threads'
+        self.description = f'onnx ({", ".join(PROVIDERS[name] for name in providers)}, {count})'
+        self._batch = self._check_input()
+        self._check_outputs()
+        self._tables = normalisation_tables(bundle.input)
+        self._buffer = np.empty((0, 3, bundle.input.height, bundle.input.width), np.float32)
+
+    def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False) -> NetworkOutput:
+        """
+        Run the network on frames of any sizes; see engine.contract.Engine.
+
+        pixel_features: also return them; without it ONNX Runtime does not compute them, nor
+        what only they need. Raises EngineError.
+        """
+        if not frames:
+            raise EngineError('infer needs at least one frame')
+        keys = ['mask_logits', 'class_logits']
+        if self.bundle.outputs.get('region_embeddings'):
+            keys.append('region_embeddings')
+        if pixel_features:
+            if not self.bundle.outputs.get('pixel_features'):
+                raise EngineError(f'{self.bundle.name} has no pixel features; use a bundle '
+                                  'whose manifest names the output pixel_features')
+            keys.append('pixel_features')
+        names = [self.bundle.outputs[key] for key in keys]
+        size = self._batch or len(frames)
+        preprocess = network = 0.0
+        parts = []
+        for start in range(0, len(frames), size):
+            chunk = frames[start:start + size]
+            begun = time.perf_counter()
+            batch = self._pack(chunk, size)
+            packed = time.perf_counter()
+            try:
+                arrays = self._session.run(names, {self.input.name: batch})
+            except _RUNTIME_ERRORS as error:
+                raise EngineError(
+                    f'{self.bundle.name}: the network failed on {self.description}: '
+                    f'{_one_line(error)}; try another provider, or less work at a time') from error
+            preprocess += packed - begun
+            network += time.perf_counter() - packed
+            parts.append([array[:len(chunk)] for array in arrays])
+        arrays = parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts)]
+        found = dict(zip(keys, arrays))
+        self._check(found, len(frames))
+        return NetworkOutput(
+            mask_logits=found['mask_logits'],
+            class_probabilities=class_probabilities(found['class_logits']),
+            region_embeddings=found.get('region_embeddings'),
+            pixel_features=found.get('pixel_features'),
+            preprocess_ms=1e3 * preprocess, network_ms=1e3 * network)
+
+    def warm_up(self) -> float:
+        """Run blank frames until buffers and kernels are set up; return ms of the last pass."""
+        blank = Frame(np.full((self.input.height, self.input.width, 3), 128, np.uint8))
+        for _ in range(_WARM_UP_PASSES):
+            output = self.infer([blank])
+        return output.preprocess_ms + output.network_ms
+
+    def _open(self, providers: list[str]) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        # Threads that spin while they wait take the cores from the readout and from other
+        # nodes; on a loaded machine spinning doubles the time of a frame.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        try:
+            return onnxruntime.InferenceSession(
+                os.fspath(self.bundle.network), options, providers=providers)
+        except _RUNTIME_ERRORS as error:
+            raise EngineError(
+                f'{self.bundle.network}: ONNX Runtime {onnxruntime.__version__} cannot load it: '
+                f'{_one_line(error)}; export the bundle again (owseg-train export) or install a '
+                'newer onnxruntime') from error
+
+    def _check_input(self) -> int:
+        """Return the batch size that the network is fixed to, or 0."""
+        inputs = {entry.name: entry for entry in self._session.get_inputs()}
+        spec = self.input
+        if set(inputs) != {spec.name}:
+            self._refuse(f'the manifest states one input {spec.name!r} and the network has '
+                         f'{sorted(inputs)}')
+        entry = inputs[spec.name]
+        stated = [None, 3, spec.height, spec.width]
+        fits = len(entry.shape) == 4 and all(
+            not isinstance(actual, int) or wanted in (None, actual)
+            for actual, wanted in zip(entry.shape, stated))
+        if entry.type != 'tensor(float)' or not fits:
+            self._refuse(f'the manifest states an input float32 [batch, 3, {spec.height}, '
+                         f'{spec.width}] and the network has {entry.type} {entry.shape}')
+        return entry.shape[0] if isinstance(entry.shape[0], int) else 0
+
+    def _check_outputs(self) -> None:
+        outputs = {entry.name: entry for entry in self._session.get_outputs()}
+        for key, rank in _RANKS.items():
+            name = self.bundle.outputs.get(key)
+            if name is None and key in ('mask_logits', 'class_logits'):
+                self._refuse(f'the manifest names no output {key}')
+            if name is None:
+                continue
+            if name not in outputs:
+                self._refuse(f'the manifest names the output {name!r} for {key} and the network '
+                             f'has {sorted(outputs)}')
+            entry = outputs[name]
+            if entry.type != 'tensor(float)' or (entry.shape and len(entry.shape) != rank):
+                self._refuse(f'{key} must be float32 with {rank} dimensions and is '
+                             f'{entry.type} {entry.shape}')
+        columns = outputs[self.bundle.outputs['class_logits']].shape
+        if columns and isinstance(columns[-1], int) \
+                and columns[-1] != self.bundle.num_classes + 1:
+            self._refuse(f'{self.bundle.num_classes} classes need {self.bundle.num_classes + 1} '
+                         f'columns of class_logits and the network has {columns[-1]}')
+
+    def _refuse(self, problem: str) -> None:
+        raise EngineError(f'{self.bundle.network}: {problem}; network and manifest do not belong '
+                          'together: export the bundle again (owseg-train export)')
+
+    def _pack(self, frames: Sequence[Frame], size: int) -> np.ndarray:
+        if len(self._buffer) < size:
+            self._buffer = np.zeros((size, *self._buffer.shape[1:]), np.float32)
+        pack(frames, self.input, self._buffer[:len(frames)], self._tables)
+        return self._buffer[:size]
+
+    def _check(self, found: dict[str, np.ndarray], count: int) -> None:
+        masks, logits = found['mask_logits'], found['class_logits']
+        if len(masks) != count or logits.shape != (*masks.shape[:2], self.bundle.num_classes + 1):
+            self._refuse(f'{count} frames and {self.bundle.num_classes} classes do not fit '
+                         f'mask_logits {masks.shape} and class_logits {logits.shape}')
+        for key, array in found.items():
+            if not np.isfinite(array).all():
+                raise EngineError(
+                    f'{self.bundle.name}: the network produced non-finite values in {key} on '
+                    f'{self.description}; rebuild the engine and check its precision (FP16 '
+                    "overflows where FP32 does not), or use providers ['cpu']")
+
+
+def _provider_list(names: Sequence[str]) -> list[str]:
+    """Return ONNX Runtime's names; raise EngineError where one is unknown or not available."""
+    if isinstance(names, str) or not names:
+        raise EngineError(f'providers must be a list of {", ".join(PROVIDERS)}, not {names!r}')
+    available = available_providers()
+    for name in names:
+        if name not in PROVIDERS:
+            raise EngineError(
+                f'unknown provider {name!r}; choose from {", ".join(PROVIDERS)}')
+        if name not in available:
+            raise EngineError(
+                f'provider {name!r} ({PROVIDERS[name]}) is not available: the installed '
+                f'onnxruntime {onnxruntime.__version__} has {", ".join(available)}; install '
+                'onnxruntime-gpu in its place (pip uninstall onnxruntime, then pip install '
+                f'onnxruntime-gpu), or use one of those')
+    chosen = [PROVIDERS[name] for name in dict.fromkeys(names)]
+    if PROVIDERS['cpu'] not in chosen:
+        chosen.append(PROVIDERS['cpu'])
+    return chosen
+
+
+def _one_line(error: Optional[BaseException]) -> str:
+    text = ' '.join(str(error).split())
+    return text if len(text) <= 300 else f'{text[:297]}...'

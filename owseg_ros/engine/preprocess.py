@@ -1,0 +1,71 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From frames to the network's input: resize, normalise, planar layout, in reused memory."""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import cv2
+import numpy as np
+from owseg_ros.bundle import InputSpec
+from owseg_ros.frame import Frame
+
+
+def normalisation_tables(spec: InputSpec) -> tuple[np.ndarray, ...]:
+    """Return three float32 [256] tables in RGB order: (value - mean) / std for each byte."""
+    values = np.arange(256, dtype=np.float64)
+    return tuple(((values - mean) / std).astype(np.float32)
+                 for mean, std in zip(spec.mean, spec.std))
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """
+    Stretch uint8 [H, W, 3] to [height, width, 3]; the input itself if it has that size.
+
+    Averages areas where the image shrinks (cv2.INTER_AREA), interpolates bilinearly where it
+    grows in either direction.
+    """
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
+    return cv2.resize(pixels, (width, height),
+                      interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def pack(frames: Sequence[Frame], spec: InputSpec, out: Optional[np.ndarray] = None,
+         tables: Optional[Sequence[np.ndarray]] = None) -> np.ndarray:
+    """
+    Return frames of any sizes as the network's input, float32 [B, 3, height, width] in RGB.
+
+    out: a contiguous float32 array of that shape to write to, else a new one.
+    tables: normalisation_tables(spec), to save making them again.
+
+    Resizing reads the frame where it lies, padded rows and BGR order included; conversion,
+    scale and shift are one table look-up a plane, straight into the result.
+    """
+    shape = (len(frames), 3, spec.height, spec.width)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ValueError(f'out must be a contiguous float32 array {list(shape)}')
+    tables = normalisation_tables(spec) if tables is None else tables
+    for frame, planes in zip(frames, out):
+        small = resize(frame.pixels, spec.height, spec.width)
+        if frame.order == 'bgr':
+            planes = planes[::-1]
+        order = tables if frame.order == 'rgb' else tables[::-1]
+        for channel, table, plane in zip(cv2.split(small), order, planes):
+            cv2.LUT(channel, table, dst=plane)
+    return out

@@ -1,0 +1,178 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Frames in, segmentations out: the whole runtime without ROS.
+
+In a notebook::
+
+    import cv2
+    from owseg_ros.bundle import default_bundle_path
+    from owseg_ros.segmenter import Segmenter
+
+    segmenter = Segmenter(default_bundle_path())
+    image = cv2.cvtColor(cv2.imread('street.jpg'), cv2.COLOR_BGR2RGB)
+    result = segmenter(image)
+
+    result.semantic           # uint8 [H, W], class ids; result.classes[3].name == 'Road'
+    result.anomaly_score      # float32 [H, W], higher is stranger
+    result.anomaly_mask > 0   # where it is stranger than the calibrated threshold
+    result.overlay(image)     # uint8 [H, W, 3], to look at: plt.imshow(result.overlay(image))
+
+    import dataclasses        # a threshold of one's own
+    segmenter.settings = dataclasses.replace(segmenter.settings, anomaly_threshold=0.6)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import os
+import time
+from typing import Optional, Sequence, Union
+
+import numpy as np
+from owseg_ros import render
+from owseg_ros.bundle import Bundle, ClassInfo, load_bundle
+from owseg_ros.engine import create_engine, Engine, EngineError
+from owseg_ros.frame import Frame
+from owseg_ros.readout import ALL_MAPS, check_maps, CpuReadout, Maps, ReadoutSettings
+
+Image = Union[np.ndarray, Frame]
+
+
+@dataclass(frozen=True)
+class Segmentation(Maps):
+    """
+    The maps of one frame (None where not asked for), and what they mean.
+
+    classes: the known classes, indexed by id; palette: uint8 [256, 3] RGB, colours of all ids.
+    network_size: (height, width) that the network saw.
+    preprocess_ms, network_ms: of the batch that the frame was in; readout_ms: of this frame.
+    """
+
+    classes: tuple[ClassInfo, ...] = ()
+    palette: Optional[np.ndarray] = None
+    network_size: tuple[int, int] = (0, 0)
+    preprocess_ms: float = 0.0
+    network_ms: float = 0.0
+    readout_ms: float = 0.0
+
+    def color(self) -> np.ndarray:
+        """Return the semantic map in colour, uint8 [H, W, 3] RGB."""
+        return render.colorize(self._need('semantic'), self.palette)
+
+    def anomaly_color(self, low: float = render.UNKNOWN_HEAT_LOW,
+                      high: float = render.UNKNOWN_HEAT_HIGH) -> np.ndarray:
+        """Return the anomaly score as a heat map, uint8 [H, W, 3] RGB; black at low."""
+        return render.anomaly_heat(self._need('anomaly_score'), low, high)
+
+    def overlay(self, frame: Image, alpha: float = 0.5) -> np.ndarray:
+        """
+        Return the frame with the semantic colours on it, uint8 [H, W, 3] RGB of its size.
+
+        frame: the one that was segmented, uint8 [H, W, 3] RGB or a Frame; alpha: weight of the
+        colours. Anomalous regions are outlined where the anomaly mask was asked for.
+        """
+        return render.overlay(_as_frame(frame).rgb(), self.color(), alpha, self.anomaly_mask)
+
+    def _need(self, name: str) -> np.ndarray:
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f'this needs the map {name!r}: ask for it, as in '
+                             f"segmenter(frame, maps={{'{name}'}})")
+        return value
+
+
+class Segmenter:
+    """
+    A bundle, the engine that runs its network and the readout of its maps.
+
+    bundle: a loaded Bundle or the folder of one. engine, providers, threads: see
+    engine.create_engine; threads=0 takes one a core, for the network and for the readout.
+    settings: see ReadoutSettings; by default the bundle's calibrated threshold and area at
+    camera size. Replace the attribute at any time, from any thread: the next frame uses it.
+
+    Raises BundleError and EngineError. One segmenter serves one thread at a time.
+    """
+
+    def __init__(self, bundle: Union[Bundle, str, os.PathLike], engine: str = 'onnx',
+                 providers: Sequence[str] = ('cpu',), threads: int = 0,
+                 settings: Optional[ReadoutSettings] = None):
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        if self.bundle.anomaly.score != 'rba':
+            raise EngineError(f'{self.bundle.name}: the anomaly score '
+                              f'{self.bundle.anomaly.score!r} is not known; only rba is')
+        self.engine: Engine = create_engine(self.bundle, engine, providers, threads)
+        self.settings = settings or ReadoutSettings(
+            anomaly_threshold=self.bundle.anomaly.threshold,
+            min_area=self.bundle.anomaly.min_area)
+        self._readout = CpuReadout(threads=threads)
+        self._palette = self.bundle.palette()
+        self._palette.setflags(write=False)
+
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """Return (height, width) of the network's input in pixels."""
+        return self.engine.input.height, self.engine.input.width
+
+    def __call__(self, frame: Image, maps=ALL_MAPS) -> Segmentation:
+        """
+        Segment one frame: uint8 [H, W, 3] RGB, or a Frame.
+
+        maps: names of the maps to compute, see ALL_MAPS; the others are None. Raises FrameError
+        where the array is no such image, EngineError where the network fails.
+        """
+        return self.segment([frame], maps)[0]
+
+    def segment(self, frames: Sequence[Image], maps=ALL_MAPS) -> list[Segmentation]:
+        """
+        Segment several frames, of any sizes, in one pass of the network.
+
+        Returns as many segmentations, in their order; maps and errors as when called.
+        """
+        maps = check_maps(maps)
+        settings = self.settings
+        frames = [_as_frame(frame) for frame in frames]
+        if not frames:
+            return []
+        output = self.engine.infer(frames)
+        found = []
+        for frame, masks, probabilities in zip(
+                frames, output.mask_logits, output.class_probabilities):
+            size = self.network_size
+            if settings.output_size == 'camera':
+                size = (frame.height, frame.width)
+            start = time.perf_counter()
+            result = self._readout(
+                masks, probabilities, self.network_size, size, settings, maps)
+            readout_ms = 1e3 * (time.perf_counter() - start)
+            found.append(Segmentation(
+                semantic=result.semantic, confidence=result.confidence,
+                anomaly_score=result.anomaly_score, anomaly_mask=result.anomaly_mask,
+                classes=self.bundle.classes, palette=self._palette,
+                network_size=self.network_size, preprocess_ms=output.preprocess_ms,
+                network_ms=output.network_ms, readout_ms=readout_ms))
+        return found
+
+    def warm_up(self) -> float:
+        """Run blank frames until everything is set up; return ms of the last whole pass."""
+        self.engine.warm_up()
+        blank = Frame(np.full((*self.network_size, 3), 128, np.uint8))
+        self(blank)
+        start = time.perf_counter()
+        self(blank)
+        return 1e3 * (time.perf_counter() - start)
+
+
+def _as_frame(frame: Image) -> Frame:
+    return frame if isinstance(frame, Frame) else Frame(frame)

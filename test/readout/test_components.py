@@ -1,0 +1,54 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The component clean-up against the reference's flood fill."""
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+from owseg_ros.readout import clean_mask, reference
+import pytest
+
+
+@given(st.integers(1, 24), st.integers(1, 24), st.floats(0.05, 0.95), st.integers(0, 40),
+       st.integers(0, 10000))
+@settings(max_examples=150, deadline=None)
+def test_agrees_with_the_reference(height, width, density, min_area, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    np.testing.assert_array_equal(
+        clean_mask(mask, min_area), reference.clean_mask(mask, min_area))
+
+
+@given(st.integers(0, 10000), st.integers(1, 30))
+@settings(max_examples=40, deadline=None)
+def test_cleaning_is_idempotent_on_what_it_leaves(seed, min_area):
+    """No component below min_area survives, and cleaning a clean mask changes nothing."""
+    mask = np.random.default_rng(seed).random((20, 20)) < 0.6
+    once = clean_mask(mask, min_area)
+    np.testing.assert_array_equal(clean_mask(once, min_area), once)
+
+
+@pytest.mark.parametrize('dtype', [bool, np.uint8])
+def test_leaves_its_input_alone(dtype):
+    mask = np.zeros((10, 10), dtype)
+    mask[2, 2] = 1
+    kept = mask.copy()
+    found = clean_mask(mask, 5)
+    np.testing.assert_array_equal(mask, kept)
+    assert found.dtype == np.uint8 and not found.any()
+    assert clean_mask(mask, 1)[2, 2] == 255
+
+
+def test_strided_input():
+    mask = np.random.default_rng(0).random((20, 40)) < 0.5
+    np.testing.assert_array_equal(
+        clean_mask(mask[:, ::2], 4), reference.clean_mask(mask[:, ::2], 4))

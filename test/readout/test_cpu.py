@@ -1,0 +1,232 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The fast CPU readout against the reference, over random networks and sizes."""
+
+from hypothesis import example, given, settings, strategies as st
+import numpy as np
+from owseg_ros.readout import CpuReadout, read_out, reference
+from owseg_ros.readout.cpu import TOLERANCE
+from owseg_ros.readout.maps import ALL_MAPS, ReadoutSettings
+import pytest
+
+ROUNDING = 2e-5
+SETTINGS = ReadoutSettings(anomaly_threshold=0.5, min_area=6)
+
+
+def network(seed, count, classes, height, width, spread):
+    """Return mask logits [N, h, w] with flat parts and edges, and probabilities [N, K]."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    centres = random.uniform(0, 1, (count, 2, 1, 1)) * np.array([height, width]).reshape(2, 1, 1)
+    radius = random.uniform(0.1, 0.6, (count, 1, 1)) * max(height, width)
+    distance = radius - np.hypot(y - centres[:, 0], x - centres[:, 1])
+    masks = spread * np.tanh(distance / 2) + random.normal(0, 0.1 * spread, distance.shape)
+    logits = random.normal(0, 2, (count, classes + 1))
+    logits[random.random(count) < 0.5, -1] += 8
+    return masks.astype(np.float32), reference.class_probabilities(logits).astype(np.float32)
+
+
+@st.composite
+def tasks(draw):
+    """Draw a network's output with network and output sizes, whole scales and odd ones."""
+    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 30))
+    masks, probabilities = network(
+        draw(st.integers(0, 2 ** 32 - 1)), draw(st.integers(1, 20)), draw(st.integers(1, 12)),
+        height, width, draw(st.sampled_from([0.5, 6.0, 25.0])))
+    if draw(st.booleans()):
+        size = (height * draw(st.sampled_from([1, 2, 4])), width * draw(st.sampled_from([1, 4])))
+    else:
+        size = (draw(st.integers(1, 110)), draw(st.integers(1, 130)))
+    output = size if draw(st.booleans()) else (
+        draw(st.integers(1, 140)), draw(st.integers(1, 150)))
+    return masks, probabilities, size, output
+
+
+def assert_close(maps, masks, probabilities, size, output, chosen, tolerance):
+    """Compare maps with the reference: scores within tolerance, labels where they are clear."""
+    exact = [array.astype(np.float64) for array in (masks, probabilities)]
+    scores = reference.class_scores(*exact, size, output)
+    score = reference.rba(scores)
+    assert maps.semantic.shape == maps.anomaly_score.shape == tuple(output)
+    assert maps.anomaly_score.dtype == np.float32 and maps.semantic.dtype == np.uint8
+    np.testing.assert_allclose(maps.anomaly_score, score, atol=tolerance)
+    best = np.clip(scores.max(axis=0), 0, 1)
+    np.testing.assert_allclose(
+        maps.confidence.astype(float), 255 * best, atol=0.5 + 255 * tolerance)
+    top = np.sort(scores, axis=0)[::-1]
+    clear = np.ones(output, bool) if len(top) == 1 else top[0] - top[1] > 2 * tolerance
+    np.testing.assert_array_equal(
+        maps.semantic[clear], reference.semantic(scores)[clear])
+    mask = reference.clean_mask(
+        maps.anomaly_score >= np.float32(chosen.anomaly_threshold),
+        chosen.scaled_min_area(size, output))
+    np.testing.assert_array_equal(maps.anomaly_mask, mask)
+
+
+@given(tasks(), st.sampled_from([0.0, TOLERANCE, 0.05]), st.sampled_from([1, 3]))
+@example((*network(0, 1, 1, 1, 1, 6.0), (1, 1), (1, 1)), TOLERANCE, 1)
+@example((*network(1, 1, 1, 7, 9, 6.0), (28, 36), (50, 3)), 0.0, 3)
+@settings(max_examples=120, deadline=None)
+def test_agrees_with_the_reference(task, tolerance, threads):
+    readout = CpuReadout(tolerance, threads)
+    maps = readout(*task, SETTINGS)
+    assert_close(maps, *task, SETTINGS, tolerance + ROUNDING)
+
+
+@pytest.mark.parametrize('spread', [1.0, 12.0])
+@pytest.mark.parametrize('size, output', [
+    ((352, 480), (480, 640)), ((352, 480), (352, 480)), ((350, 478), (240, 321))])
+def test_agrees_at_full_size(spread, size, output):
+    masks, probabilities = network(7, 25, 11, 88, 120, spread)
+    readout = CpuReadout()
+    maps = readout(masks, probabilities, size, output, SETTINGS)
+    scores = reference.class_scores(masks, probabilities, size)
+    found = readout.scores(masks, probabilities, size)
+    assert np.abs(found - scores).sum(axis=0).max() <= TOLERANCE + ROUNDING
+    scores = reference.class_scores(masks, probabilities, size, output)
+    np.testing.assert_allclose(
+        maps.anomaly_score, reference.rba(scores), atol=TOLERANCE + ROUNDING)
+    assert (maps.semantic == reference.semantic(scores)).mean() > 0.999
+
+
+def test_skips_what_does_not_matter():
+    """Saturated masks are evaluated only along their edges, and zero tolerance everywhere."""
+    masks, probabilities = network(3, 30, 5, 88, 120, 25.0)
+    masks = np.clip(masks * 10, -40, 40)
+    readout = CpuReadout()
+    readout.scores(masks, probabilities, (352, 480))
+    assert 0 < readout.exact_fraction < 0.7
+    exact = CpuReadout(tolerance=0.0)
+    exact.scores(network(3, 30, 5, 88, 120, 1.0)[0], probabilities, (352, 480))
+    assert exact.exact_fraction == 1.0
+
+
+def test_half_precision_and_strided_input():
+    masks, probabilities = network(5, 9, 4, 20, 24, 6.0)
+    half = masks.astype(np.float16)
+    expected = CpuReadout()(half.astype(np.float32), probabilities, (80, 96), (80, 96), SETTINGS)
+    wide = np.zeros((9, 20, 48), np.float16)
+    wide[:, :, ::2] = half
+    found = CpuReadout()(wide[:, :, ::2], probabilities, (80, 96), (80, 96), SETTINGS)
+    np.testing.assert_array_equal(found.anomaly_score, expected.anomaly_score)
+    np.testing.assert_array_equal(found.semantic, expected.semantic)
+
+
+def test_double_precision_input():
+    masks, probabilities = network(5, 9, 4, 20, 24, 6.0)
+    task = ((80, 96), (80, 96), SETTINGS)
+    expected = CpuReadout()(masks, probabilities, *task)
+    found = CpuReadout()(masks.astype(np.float64), probabilities.astype(np.float64), *task)
+    np.testing.assert_allclose(found.anomaly_score, expected.anomaly_score, atol=ROUNDING)
+
+
+@pytest.mark.parametrize('wanted', [
+    set(), {'semantic'}, {'confidence'}, {'anomaly_score'}, {'anomaly_mask'},
+    {'semantic', 'anomaly_mask'}, {'confidence', 'anomaly_score'}, ALL_MAPS])
+@pytest.mark.parametrize('chosen', [
+    SETTINGS, ReadoutSettings(0.5, 6, mark_unknown=True, min_confidence=0.4)])
+def test_computes_only_what_is_asked_for(wanted, chosen):
+    masks, probabilities = network(11, 12, 5, 20, 30, 6.0)
+    task = (masks, probabilities, (80, 120), (100, 90), chosen)
+    everything, some = CpuReadout()(*task), CpuReadout()(*task, maps=wanted)
+    for name in ALL_MAPS:
+        if name in wanted:
+            np.testing.assert_array_equal(getattr(some, name), getattr(everything, name))
+        else:
+            assert getattr(some, name) is None
+
+
+@pytest.mark.parametrize('threads', [1, 2, 5, 32])
+def test_threads_do_not_change_the_result(threads):
+    masks, probabilities = network(13, 25, 7, 40, 60, 6.0)
+    probabilities[:, 2] = probabilities[:, 5]  # ties go to the lowest id
+    task = (masks, probabilities, (160, 240), (200, 200), SETTINGS)
+    single, several = CpuReadout(threads=1)(*task), CpuReadout(threads=threads)(*task)
+    np.testing.assert_array_equal(several.semantic, single.semantic)
+    assert not (several.semantic == 5).any()
+    np.testing.assert_array_equal(several.confidence, single.confidence)
+    np.testing.assert_allclose(several.anomaly_score, single.anomaly_score, atol=1e-5)
+
+
+def test_marks_as_the_reference_does():
+    masks, probabilities = network(17, 6, 3, 16, 20, 25.0)
+    chosen = ReadoutSettings(0.5, 4, mark_unknown=True, min_confidence=0.4)
+    task = (masks, probabilities, (64, 80), (64, 80), chosen)
+    found, expected = CpuReadout(tolerance=0)(*task), reference.read_out(*task)
+    assert {254} <= set(np.unique(expected.semantic).tolist())
+    assert (found.semantic == expected.semantic).mean() > 0.999
+
+
+def test_results_belong_to_the_caller():
+    """A second frame must not reach into the maps of the first, whatever their size."""
+    readout = CpuReadout(threads=2)
+    for output in ((64, 80), (96, 100)):
+        first = readout(*network(1, 6, 3, 16, 20, 6.0), (64, 80), output, SETTINGS)
+        copies = {name: getattr(first, name).copy() for name in ALL_MAPS}
+        readout(*network(2, 6, 3, 16, 20, 6.0), (64, 80), output, SETTINGS)
+        for name, copy in copies.items():
+            np.testing.assert_array_equal(getattr(first, name), copy)
+
+
+def test_input_is_not_modified():
+    masks, probabilities = network(1, 6, 3, 16, 20, 6.0)
+    kept = masks.copy(), probabilities.copy()
+    CpuReadout()(masks, probabilities, (64, 80), (64, 80), SETTINGS)
+    np.testing.assert_array_equal(masks, kept[0])
+    np.testing.assert_array_equal(probabilities, kept[1])
+
+
+def test_changing_geometry_and_settings():
+    """One object follows a change of camera, network and threshold between frames."""
+    readout = CpuReadout()
+    for seed, (height, width, output, threshold) in enumerate([
+            (16, 20, (64, 80), 0.3), (22, 30, (100, 50), 0.9), (16, 20, (64, 80), 0.5)]):
+        masks, probabilities = network(seed, 5 + seed, 3, height, width, 6.0)
+        chosen = ReadoutSettings(threshold, 3)
+        size = (4 * height, 4 * width)
+        maps = readout(masks, probabilities, size, output, chosen)
+        assert_close(maps, masks, probabilities, size, output, chosen, TOLERANCE + ROUNDING)
+
+
+def test_function_agrees_with_the_object():
+    masks, probabilities = network(1, 6, 3, 16, 20, 6.0)
+    task = (masks, probabilities, (64, 80), (64, 80), SETTINGS)
+    np.testing.assert_array_equal(
+        read_out(*task).anomaly_score, CpuReadout()(*task).anomaly_score)
+
+
+def test_many_classes():
+    masks, probabilities = network(1, 30, 254, 8, 8, 6.0)
+    maps = read_out(masks, probabilities, (32, 32), (32, 32), SETTINGS)
+    assert_close(maps, masks, probabilities, (32, 32), (32, 32), SETTINGS, TOLERANCE + 1e-4)
+    with pytest.raises(ValueError, match='254'):
+        read_out(masks, np.zeros((30, 255), np.float32), (32, 32), (32, 32), SETTINGS)
+
+
+@pytest.mark.parametrize('masks, probabilities, size', [
+    ((3, 4), (3, 2), (16, 16)), ((3, 4, 4), (2, 2), (16, 16)), ((0, 4, 4), (0, 2), (16, 16)),
+    ((3, 4, 4), (3, 0), (16, 16)), ((3, 4, 4), (3, 2), (0, 16)), ((3, 4, 4), (3,), (16, 16))])
+def test_refuses_shapes_that_disagree(masks, probabilities, size):
+    with pytest.raises(ValueError):
+        read_out(np.zeros(masks, np.float32), np.zeros(probabilities, np.float32), size, size,
+                 SETTINGS)
+
+
+def test_refuses_nonsense():
+    with pytest.raises(ValueError, match='tolerance'):
+        CpuReadout(tolerance=-1.0)
+    with pytest.raises(ValueError, match='tolerance'):
+        CpuReadout(tolerance=float('nan'))
+    with pytest.raises(ValueError, match='threads'):
+        CpuReadout(threads=-1)
