@@ -1,0 +1,131 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures for people: colours are exact, layouts have the size and places they promise."""
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+from owseg_ros import render
+import pytest
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_colorize_is_the_palette(height, width, seed):
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, 256, (height, width), dtype=np.uint8)
+    palette = random.integers(0, 256, (256, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(render.colorize(ids, palette), palette[ids])
+
+
+def test_colorize_takes_views():
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    palette = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
+    palette.setflags(write=False)
+    np.testing.assert_array_equal(render.colorize(ids[:, ::2], palette), palette[ids[:, ::2]])
+
+
+def test_heat_grows_with_the_score_and_clips():
+    score = np.linspace(-4.0, 2.0, 601, dtype=np.float32)[None]
+    heat = render.anomaly_heat(score).astype(int).sum(axis=2)[0]
+    assert (np.diff(heat) >= -6).all()
+    assert (heat[:400] == heat[0]).all() and (heat[501:] == heat[-1]).all()
+    assert heat[-1] > 500 > 50 > heat[0]
+    reds = render.anomaly_heat(np.full((1, 1), 0.6, np.float32))[0, 0]
+    assert reds[0] > reds[2]  # the picture is RGB: warm, not blue
+    with pytest.raises(ValueError, match='low must be below high'):
+        render.anomaly_heat(score, 1.0, 1.0)
+
+
+def test_overlay_blends_and_outlines():
+    rgb = np.full((40, 60, 3), 100, np.uint8)
+    color = np.zeros((40, 60, 3), np.uint8)
+    np.testing.assert_array_equal(render.overlay(rgb, color, 0.0), rgb)
+    np.testing.assert_array_equal(render.overlay(rgb, color, 1.0), color)
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:40] = 255
+    found = render.overlay(rgb, color, 0.5, mask)
+    assert (found[:8] == 50).all()
+    assert found[20, 30, 0] > 150 > found[20, 30, 1]  # tinted magenta
+    assert (found[10, 25:35] > 220).all()             # outlined in white
+    np.testing.assert_array_equal(rgb, np.full((40, 60, 3), 100, np.uint8))
+    with pytest.raises(ValueError, match='alpha'):
+        render.overlay(rgb, color, 1.5)
+
+
+def test_overlay_stretches_maps_without_new_colours():
+    rgb = np.zeros((40, 60, 3), np.uint8)
+    color = np.zeros((10, 15, 3), np.uint8)
+    color[:, 8:] = (10, 200, 30)
+    found = render.overlay(rgb, color, 1.0)
+    assert {tuple(value) for value in found.reshape(-1, 3)} == {(0, 0, 0), (10, 200, 30)}
+
+
+@pytest.mark.parametrize('shape', [(30, 60, 3), (200, 50, 3), (77, 131)])
+def test_fit_keeps_the_aspect(shape):
+    image = np.full(shape, 255, np.uint8)
+    found = render.fit(image, 120, 90)
+    assert found.shape == (90, 120, 3)
+    rows, columns = np.nonzero((found == 255).all(axis=2))
+    aspect = (np.ptp(columns) + 1) / (np.ptp(rows) + 1)
+    assert aspect == pytest.approx(shape[1] / shape[0], rel=0.05)
+    assert np.ptp(columns) + 1 == 120 or np.ptp(rows) + 1 == 90
+
+
+def test_text_is_drawn_inside_its_box_and_shortened():
+    canvas = render.blank(300, 60)
+    render.put_text(canvas, 'Road, Pavement', 10, 10, 14)
+    drawn = np.argwhere((canvas != np.array(render.BACKGROUND)).any(axis=2))
+    assert len(drawn) > 50
+    width, height = render.text_size('Road, Pavement', 14)
+    top, left = drawn.min(axis=0)
+    bottom, right = drawn.max(axis=0)
+    assert 10 <= left and right <= 10 + width + 2
+    assert 8 <= top and bottom <= 10 + height + 2
+    canvas = render.blank(300, 60)
+    render.put_text(canvas, 'a very long title ' * 10, 10, 10, 14, max_width=120)
+    columns = np.nonzero((canvas != np.array(render.BACKGROUND)).any(axis=(0, 2)))[0]
+    assert columns.max() <= 132
+    render.put_text(canvas, 'für Straßen ☃', 0, 0, 12)
+
+
+def test_legend_wraps_and_shows_each_colour():
+    entries = [(f'class {index}', (20 * index, 255 - 20 * index, 7)) for index in range(12)]
+    wide, narrow = render.legend(entries, 1600), render.legend(entries, 300)
+    assert wide.shape[1] == 1600 and narrow.shape[1] == 300
+    assert narrow.shape[0] > wide.shape[0]
+    for picture in (wide, narrow):
+        colors = {tuple(value) for value in picture.reshape(-1, 3)}
+        assert {color for _, color in entries} <= colors
+
+
+def test_contact_sheet_places_images():
+    red = np.zeros((60, 80, 3), np.uint8)
+    red[..., 0] = 255
+    grey = np.full((30, 40), 200, np.uint8)
+    sheet = render.contact_sheet(
+        [('first', [red, grey]), ('second', [red])], headers=('input', 'mask'), title='Drive',
+        cell_width=160, footer=render.legend([('Road', (128, 64, 128))], 400))
+    assert sheet.dtype == np.uint8 and sheet.shape[1] == 2 * (160 + 12) + 12
+    reds = np.argwhere((sheet == (255, 0, 0)).all(axis=2))
+    assert len(reds) == 2 * 160 * 120
+    assert reds[:, 1].min() == 12 and reds[:, 1].max() == 171
+    greys = np.argwhere((sheet == 200).all(axis=2))
+    assert len(greys) >= 160 * 120 and greys[:, 1].min() >= 172
+
+
+def test_contact_sheet_of_nothing():
+    with pytest.raises(ValueError, match='at least one image'):
+        render.contact_sheet([('empty', [])])
+    with pytest.raises(ValueError, match='at least one image'):
+        render.contact_sheet([])

@@ -1,0 +1,197 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Frames in, segmentations out, end to end on a real small network."""
+
+from dataclasses import FrozenInstanceError, replace
+import threading
+
+import numpy as np
+from owseg_ros.bundle import BundleError
+from owseg_ros.engine import EngineError
+from owseg_ros.frame import Frame, FrameError
+from owseg_ros.readout import ALL_MAPS, ReadoutSettings
+from owseg_ros.segmenter import Segmenter
+import pytest
+from support.tiny_bundle import KNOWN_SCORE, make_tiny_bundle, paint, THRESHOLD, UNKNOWN_SCORE
+
+GREY = (128, 128, 128)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_tiny_bundle(tmp_path_factory.mktemp('bundle') / 'tiny').path
+
+
+@pytest.fixture
+def segmenter(folder):
+    return Segmenter(folder, threads=1)
+
+
+@pytest.mark.parametrize('width, height', [(96, 64), (192, 128), (131, 77), (48, 40)])
+@pytest.mark.parametrize('color, wanted', [
+    ((255, 0, 0), 0), ((0, 255, 0), 1), ((0, 0, 255), 2)])
+def test_known_and_unknown_halves(segmenter, width, height, color, wanted):
+    """The painted half has its id and a low score, the grey one is an anomaly."""
+    result = segmenter(paint(width, height, color, GREY))
+    known = np.s_[:, :width // 2 - width // 12]
+    unknown = np.s_[:, width // 2 + width // 12:]
+    assert result.semantic.shape == (height, width) and result.semantic.dtype == np.uint8
+    assert (result.semantic[known] == wanted).all()
+    assert (result.confidence[known] >= 254).all() and (result.confidence[unknown] <= 2).all()
+    np.testing.assert_allclose(result.anomaly_score[known], KNOWN_SCORE, atol=0.01)
+    np.testing.assert_allclose(result.anomaly_score[unknown], UNKNOWN_SCORE, atol=0.01)
+    assert (result.anomaly_mask[known] == 0).all()
+    assert (result.anomaly_mask[unknown] == 255).all()
+    assert result.classes[wanted].name == ('red', 'green', 'blue')[wanted]
+    assert result.network_size == (64, 96)
+    assert result.network_ms > 0 and result.readout_ms > 0 and result.preprocess_ms > 0
+
+
+def test_channel_order_and_message_views(segmenter):
+    """A BGR frame and rows with padding give what the plain RGB frame gives."""
+    rgb = paint(96, 64, (0, 0, 255), GREY)
+    expected = segmenter(rgb).semantic
+    padded = np.zeros((64, 120, 3), np.uint8)
+    padded[:, :96] = rgb[:, :, ::-1]
+    np.testing.assert_array_equal(segmenter(Frame(padded[:, :96], 'bgr')).semantic, expected)
+
+
+def test_batch_of_cameras_of_different_sizes(segmenter):
+    frames = [paint(96, 64), paint(200, 120, GREY, (0, 255, 0)), paint(60, 90, (0, 0, 255))]
+    results = segmenter.segment(frames)
+    assert [result.semantic.shape for result in results] == [(64, 96), (120, 200), (90, 60)]
+    for frame, together in zip(frames, results):
+        alone = segmenter(frame)
+        np.testing.assert_array_equal(together.semantic, alone.semantic)
+        np.testing.assert_allclose(together.anomaly_score, alone.anomaly_score, atol=1e-5)
+    assert segmenter.segment([]) == []
+
+
+def test_only_the_maps_asked_for(segmenter):
+    result = segmenter(paint(96, 64), maps={'semantic'})
+    assert result.semantic is not None
+    assert result.confidence is None and result.anomaly_mask is None
+    for call, name in ((result.anomaly_color, 'anomaly_score'),
+                       (segmenter(paint(96, 64), maps=['anomaly_mask']).color, 'semantic')):
+        with pytest.raises(ValueError, match=f"needs the map '{name}'"):
+            call()
+    with pytest.raises(ValueError, match='unknown maps'):
+        segmenter(paint(96, 64), maps={'depth'})
+    assert all(getattr(segmenter(paint(96, 64)), name) is not None for name in ALL_MAPS)
+
+
+def test_output_at_network_size(segmenter):
+    segmenter.settings = replace(segmenter.settings, output_size='network')
+    assert segmenter(paint(300, 200)).semantic.shape == (64, 96)
+
+
+def test_settings_come_from_the_bundle_and_can_be_replaced(folder, segmenter):
+    assert segmenter.settings.anomaly_threshold == THRESHOLD
+    assert segmenter.settings.min_area == segmenter.bundle.anomaly.min_area
+    frame = paint(96, 64, (255, 0, 0), GREY)
+    segmenter.settings = replace(segmenter.settings, anomaly_threshold=0.1)
+    assert (segmenter(frame).anomaly_mask == 255).all()
+    segmenter.settings = replace(segmenter.settings, anomaly_threshold=2.0)
+    assert not segmenter(frame).anomaly_mask.any()
+    own = Segmenter(folder, settings=ReadoutSettings(0.5, mark_unknown=True), threads=1)
+    assert set(np.unique(own(frame).semantic)) == {0, 254}
+
+
+def test_small_anomalies_are_removed_by_area_at_network_size(segmenter):
+    """The same speck of the scene goes or stays whatever the camera's size."""
+    for scale in (1, 3):
+        frame = paint(96 * scale, 64 * scale, (255, 0, 0), (255, 0, 0))
+        frame[20 * scale:32 * scale, 40 * scale:52 * scale] = GREY
+        segmenter.settings = ReadoutSettings(0.5, min_area=60)
+        assert segmenter(frame).anomaly_mask[26 * scale, 46 * scale] == 255
+        segmenter.settings = ReadoutSettings(0.5, min_area=400)
+        assert not segmenter(frame).anomaly_mask.any()
+
+
+def test_settings_may_be_swapped_from_another_thread(segmenter):
+    """Each frame is read out with the one or the other settings, never with a mixture."""
+    frame = paint(96, 64, (255, 0, 0), GREY)
+    low, high = ReadoutSettings(0.1, output_size='network'), ReadoutSettings(2.0)
+    stop = threading.Event()
+
+    def swap():
+        while not stop.is_set():
+            segmenter.settings = low
+            segmenter.settings = high
+
+    segmenter.settings = high
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        for _ in range(30):
+            mask = segmenter(paint(192, 128) if _ % 2 else frame).anomaly_mask
+            assert (mask == 255).all() or not mask.any()
+            assert mask.shape == (64, 96) or not mask.any()
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize('frame', [
+    np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8),
+    np.zeros((0, 4, 3), np.uint8), None, 'street.jpg', [[0, 0, 0]]])
+def test_refuses_what_is_no_image(segmenter, frame):
+    with pytest.raises(FrameError, match='not a colour image'):
+        segmenter(frame)
+
+
+def test_refuses_bad_bundles_and_engines(folder, tmp_path):
+    with pytest.raises(BundleError, match='no such folder'):
+        Segmenter(tmp_path / 'nowhere')
+    with pytest.raises(EngineError, match='unknown engine'):
+        Segmenter(folder, engine='quantum')
+    with pytest.raises(EngineError, match='unknown provider'):
+        Segmenter(str(folder), providers=('gpu',))
+
+
+def test_pictures(segmenter):
+    frame = paint(192, 128, (255, 0, 0), GREY)
+    result = segmenter(frame)
+    assert tuple(result.color()[64, 20]) == (255, 0, 0)
+    heat = result.anomaly_color()
+    assert heat.shape == (128, 192, 3)
+    assert heat[64, 180].astype(int).sum() > heat[64, 20].astype(int).sum()
+    picture = result.overlay(frame, alpha=0.5)
+    assert picture.shape == frame.shape and picture.dtype == np.uint8
+    assert tuple(picture[64, 20]) == (255, 0, 0)
+    red, green, blue = picture[64, 180].astype(int)
+    assert red > green + 30 and blue > green + 30  # tinted as an anomaly
+    np.testing.assert_array_equal(
+        result.overlay(Frame(np.ascontiguousarray(frame[:, :, ::-1]), 'bgr')), picture)
+    plain = segmenter(frame, maps={'semantic'}).overlay(frame, alpha=0.0)
+    np.testing.assert_array_equal(plain, frame)
+
+
+def test_overlay_of_maps_at_network_size_has_the_size_of_the_frame(segmenter):
+    segmenter.settings = replace(segmenter.settings, output_size='network')
+    frame = paint(200, 150)
+    assert segmenter(frame).overlay(frame).shape == frame.shape
+
+
+def test_results_are_values(segmenter):
+    result = segmenter(paint(96, 64))
+    kept = result.anomaly_score.copy()
+    segmenter(paint(96, 64, GREY, (0, 255, 0)))
+    np.testing.assert_array_equal(result.anomaly_score, kept)
+    with pytest.raises(FrozenInstanceError):
+        result.semantic = None
+
+
+def test_warm_up(segmenter):
+    assert 0 < segmenter.warm_up() < 10000
