@@ -15,21 +15,14 @@
 
 import pytest
 
-pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS installation')
-pytest.importorskip('ros2launch', reason='ros2launch comes with a ROS installation')
-
-from owseg_ros.nodes import transport  # noqa: E402, I100
-from support.dds import Ros  # noqa: E402
-from support.launching import Launch  # noqa: E402
-from support.tiny_bundle import make_tiny_bundle  # noqa: E402
-
-# Fast DDS reads its profile once, with the first context of the process.
-transport.prepare()
-
 
 @pytest.fixture
 def ros():
     """Yield a private context with a client node."""
+    from owseg_ros.nodes import transport
+    from support.dds import Ros
+    # Fast DDS reads its profile once, with the first context of the process.
+    transport.prepare()
     session = Ros()
     yield session
     session.close()
@@ -38,6 +31,7 @@ def ros():
 @pytest.fixture
 def launch(ros):
     """Return a function that starts a launch file in the domain of the client."""
+    from support.launching import Launch
     started = []
 
     def start(file: str, arguments: dict[str, str], **environment: str) -> Launch:
@@ -53,4 +47,5 @@ def launch(ros):
 @pytest.fixture(scope='session')
 def tiny(tmp_path_factory):
     """Return a bundle whose network takes no time."""
+    from support.tiny_bundle import make_tiny_bundle
     return make_tiny_bundle(tmp_path_factory.mktemp('tiny') / 'tiny')

@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """The launch files with the real launch: arguments, nodes, masks, and the end by Ctrl-C."""
+# flake8: noqa: E402, I100
 
 from __future__ import annotations
 
@@ -21,6 +22,11 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
+for package in ('rclpy', 'launch_ros', 'ros2launch'):
+    pytest.importorskip(package, reason=f'{package} comes with a ROS installation')
+
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -28,7 +34,6 @@ from lifecycle_msgs.srv import GetState
 import numpy as np
 from owseg_ros.nodes import transport
 from owseg_ros.nodes.inputs import camera_topic
-import pytest
 from rcl_interfaces.srv import GetParameters
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
