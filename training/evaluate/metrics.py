@@ -40,8 +40,9 @@ class ConfusionMatrix:
         if prediction.shape != label.shape:
             raise ValueError(f'prediction {prediction.shape} and label {label.shape} differ')
         k = self.num_classes
-        valid = label < k
-        predicted = np.minimum(prediction[valid].astype(np.int64), k)
+        valid = (label >= 0) & (label < k)
+        predicted = prediction[valid].astype(np.int64)
+        predicted[(predicted < 0) | (predicted > k)] = k
         flat = label[valid].astype(np.int64) * (k + 1) + predicted
         self.counts += np.bincount(flat, minlength=k * (k + 1)).reshape(k, k + 1)
 
