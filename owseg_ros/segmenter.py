@@ -98,7 +98,7 @@ class Segmenter:
     A bundle, the engine that runs its network and the readout of its maps.
 
     bundle: a loaded Bundle or the folder of one. engine, providers, threads: see
-    engine.create_engine; threads=0 takes one a core, for the network and for the readout.
+    engine.create_engine; threads also go for the readout.
     settings: see ReadoutSettings; by default the bundle's calibrated threshold and area at
     camera size. Replace the attribute at any time, from any thread: the next frame uses it.
 

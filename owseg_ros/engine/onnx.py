@@ -20,6 +20,7 @@ from pathlib import Path
 import time
 from typing import Optional, Sequence
 
+import cv2
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
@@ -53,9 +54,14 @@ def available_providers() -> tuple[str, ...]:
 
 
 def physical_cores() -> int:
-    """Return how many cores this process may use; two hyper-threads count as one core."""
+    """
+    Return how many cores this process may use.
+
+    Honours its affinity and a container's quota; two hyper-threads count as one core.
+    """
+    usable = max(1, cv2.getNumberOfCPUs())
     if not hasattr(os, 'sched_getaffinity'):
-        return os.cpu_count() or 1
+        return usable
     cores = set()
     for cpu in os.sched_getaffinity(0):
         siblings = Path(f'/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list')
@@ -63,7 +69,7 @@ def physical_cores() -> int:
             cores.add(siblings.read_text('ascii').strip())
         except OSError:
             cores.add(str(cpu))
-    return max(1, len(cores))
+    return max(1, min(usable, len(cores)))
 
 
 class OnnxEngine:

@@ -18,6 +18,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+# Up to so many components are painted one by one, each inside its bounding box.
+_MANY = 150
+
 
 def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
     """
@@ -27,8 +30,7 @@ def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
     min_area: 8-connected components below it (in pixels) are removed; afterwards the holes below
         it, 4-connected pieces of background that do not touch the border, are filled.
 
-    The same as ``reference.clean_mask``, in two labelling passes over the bounding box of what
-    is set.
+    The same as ``reference.clean_mask``, but it looks only where something is set.
     """
     mask = np.asarray(mask)
     if mask.dtype == np.bool_:
@@ -40,20 +42,53 @@ def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
     if width == 0:
         return cleaned
     box = cleaned[y:y + height, x:x + width]
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(box, connectivity=8)
-    keep = np.where(stats[:, cv2.CC_STAT_AREA] >= min_area, 255, 0).astype(np.uint8)
-    keep[0] = 0
-    if count > 1 and not keep[1:].all():
-        box[...] = keep[labels]
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        cv2.bitwise_not(box), connectivity=4)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        box, connectivity=8, ltype=_label_type(box))
+    small = stats[:, cv2.CC_STAT_AREA] < min_area
+    small[0] = False
+    _paint(box, labels, stats, small, 0)
+    # Labelling all of the background is slow; contours tell where its enclosed pieces are.
+    contours, hierarchy = cv2.findContours(box, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    windows = [cv2.boundingRect(contour) for contour, links in zip(
+        contours, hierarchy[0] if contours else ()) if links[3] >= 0]
+    # A connected piece has at least as many pixels as its longer side; the contour of a hole
+    # runs around it.
+    windows = [window for window in windows if max(window[2:]) - 2 < min_area]
+    if len(windows) > _MANY:
+        windows = [(0, 0, width, height)]
+    for left, top, width, height in windows:
+        _fill_holes(box[top:top + height, left:left + width], min_area)
+    return cleaned
+
+
+def _fill_holes(image: np.ndarray, min_area: int) -> None:
+    """Fill the 4-connected pieces of background below min_area that do not touch the border."""
+    height, width = image.shape
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        cv2.bitwise_not(image), connectivity=4, ltype=_label_type(image))
     left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
     right, bottom = left + stats[:, cv2.CC_STAT_WIDTH], top + stats[:, cv2.CC_STAT_HEIGHT]
-    # A piece of background that reaches the bounding box is connected to what lies around it,
-    # or touches the border of the image.
     hole = ((stats[:, cv2.CC_STAT_AREA] < min_area)
             & (left > 0) & (top > 0) & (right < width) & (bottom < height))
     hole[0] = False
-    if hole.any():
-        box[hole[labels]] = 255
-    return cleaned
+    _paint(image, labels, stats, hole, 255)
+
+
+def _label_type(mask: np.ndarray) -> int:
+    """Return CV_16U, of which labelling is three times as fast, where labels cannot overflow."""
+    # Every component, of foreground or background, owns a run of a row.
+    edges = np.count_nonzero(mask[:, 1:] != mask[:, :-1])
+    return cv2.CV_16U if edges + len(mask) < 65535 else cv2.CV_32S
+
+
+def _paint(image: np.ndarray, labels: np.ndarray, stats: np.ndarray, chosen: np.ndarray,
+           value: int) -> None:
+    """Set the pixels of the chosen components to a value."""
+    indices = np.flatnonzero(chosen)
+    if len(indices) > _MANY:
+        image[chosen[labels]] = value
+        return
+    for index in indices:
+        left, top, width, height = stats[index, :4]
+        window = np.s_[top:top + height, left:left + width]
+        image[window][labels[window] == index] = value

@@ -16,16 +16,18 @@ The fast readout on the CPU: masks times scores without an [N, H, W] buffer.
 
 ``L = P^T sigmoid(up(M))`` (RbA eq. 2) costs N sigmoids a pixel, yet nearly everywhere a mask is
 flat: all on or all off. Two values are cheap at low resolution: the blend ``up(sigmoid(M))``,
-and the range of sigmoid(M) over a block of pixels. Bilinear resampling is a convex combination
-and the sigmoid is monotone, so inside a block both ``sigmoid(up(M))`` and ``up(sigmoid(M))`` lie
+and the range of sigmoid(M) over a tile of pixels. Bilinear resampling is a convex combination
+and the sigmoid is monotone, so inside a tile both ``sigmoid(up(M))`` and ``up(sigmoid(M))`` lie
 within that range, and replacing one by the other changes L by no more than
 
-    sum_k |dL_k| <= sum_q (sum_k P_qk) * (max sigmoid(M_q) - min sigmoid(M_q))
+    |dL_k| <= sum_q P_qk * (max sigmoid(M_q) - min sigmoid(M_q))
 
-over the queries q that are replaced. Each block replaces the queries of the smallest terms as
-long as they add up to ``tolerance`` at most, and evaluates the others exactly. tanh is
-1-Lipschitz and the resampling of L is convex, therefore ``tolerance`` bounds the error of every
-L_k and of the anomaly score too, whatever the network produced; rounding adds a few 1e-6.
+over the queries q that are replaced. Each block of tiles replaces the queries that matter least,
+as long as these sums stay within ``tolerance`` for each class and within SCORE_TOLERANCES times
+that over all classes together; it evaluates the others exactly. Resampling L to the output size
+keeps the bounds, being convex, and tanh is 1-Lipschitz: so ``tolerance`` bounds the error of
+every L_k, and SCORE_TOLERANCES times it that of the anomaly score, whatever the network
+produced. Rounding adds a few 1e-6.
 """
 
 from __future__ import annotations
@@ -43,15 +45,16 @@ from owseg_ros.readout.maps import (
     ALL_MAPS, check_maps, Maps, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
 from owseg_ros.readout.reference import interpolation_matrix
 
-# One step of the 8-bit confidence map. It bounds the worst case; on networks' output the error
-# stays some thirty times below it.
-TOLERANCE = 4e-3
+# Half a step of the 8-bit confidence map, in the worst case; mostly the error is far smaller.
+TOLERANCE = 2e-3
+SCORE_TOLERANCES = 5
 
-# A block's arithmetic must outweigh the calls that start it: about this many network pixels.
-# The flatness of masks is judged in tiles: a block is so many of them side by side.
-TILE_ROWS = 32
+# The flatness of masks is judged in tiles. A row of tiles is a block, as long as it is not too
+# wide: enough pixels to outweigh the calls that start it, few enough to stay in the L2 cache.
 TILE_COLUMNS = 32
-BLOCK_TILES = 4
+BLOCK_TILES = 32
+BLOCK_PIXELS = 24000
+BLOCK_MIN_ROWS = 16
 
 _MAX_THREADS = 8
 
@@ -61,7 +64,7 @@ _SMALL_PRODUCT = 1000000
 
 @dataclass(frozen=True)
 class _Band:
-    """Rows (or columns) out0:out1 of the network size, sampled from in0:in1 of padded masks."""
+    """Rows or columns out0:out1 of the network size, and the in0:in1 that they are made from."""
 
     out0: int
     out1: int
@@ -73,78 +76,35 @@ class _Axis:
     """
     How one axis of the masks is resampled to network size, in bands.
 
-    Masks are padded by a copy of their border on each side, so that index i is at i + 1 and
-    every band has its neighbours on both sides. Where the network size is a multiple of the
-    masks' size, bands start and end on whole mask pixels.
+    scale: the whole factor between the sizes, else 0; bands then consist of whole input pixels.
+    padding: how often the border is repeated on each side of the input.
     """
 
-    def __init__(self, size_in: int, size_out: int, length: int):
-        self.scale = size_out // size_in if size_out % size_in == 0 else 0
-        self._matrix = interpolation_matrix(size_in, size_out).astype(np.float32)
-        count = max(1, round(size_out / length))
-        if self.scale:
-            edges = np.unique(np.linspace(0, size_in, count + 1).round().astype(int))
-            edges = edges * self.scale
-        else:
-            edges = np.unique(np.linspace(0, size_out, count + 1).round().astype(int))
-        self.bands = [self.band(int(start), int(stop))
-                      for start, stop in zip(edges[:-1], edges[1:])]
+    def __init__(self, size_in: int, size_out: int, scale: int, padding: int):
+        self.scale = scale
+        self._padding = padding
+        self._size = size_out
+        self._matrix = np.pad(interpolation_matrix(size_in, size_out).astype(np.float32),
+                              ((0, 0), (padding, padding)))
+
+    def bands(self, length: int) -> list[_Band]:
+        """Return bands of about so many output pixels that cover the axis."""
+        unit = self.scale or 1
+        count = max(1, round(self._size / length))
+        edges = unit * np.unique(
+            np.linspace(0, self._size // unit, count + 1).round().astype(int))
+        return [self.band(*pair) for pair in zip(edges[:-1].tolist(), edges[1:].tolist())]
 
     def band(self, start: int, stop: int) -> _Band:
-        """Return the band of output start:stop."""
-        if self.scale:
+        """Return the band of output start:stop; with padding, a neighbour on both sides."""
+        if self.scale and self._padding:
             return _Band(start, stop, start // self.scale, stop // self.scale + 2)
         used = np.flatnonzero(self._matrix[start:stop].any(axis=0))
-        return _Band(start, stop, int(used[0]) + 1, int(used[-1]) + 2)
+        return _Band(start, stop, int(used[0]), int(used[-1]) + 1)
 
     def weights(self, band: _Band) -> np.ndarray:
-        """Return the float32 [out, in] matrix of a band (of an axis without a whole scale)."""
-        return np.ascontiguousarray(
-            self._matrix[band.out0:band.out1, band.in0 - 1:band.in1 - 1])
-
-
-class _Plan:
-    """The tiles and blocks of one geometry and the buffers that one frame needs."""
-
-    def __init__(self, mask_shape, num_classes: int, network_size, output_size):
-        count, height, width = mask_shape
-        rows = _Axis(height, network_size[0], TILE_ROWS)
-        columns = _Axis(width, network_size[1], TILE_COLUMNS)
-        self.rows = rows.bands
-        self.tiles = columns.bands
-        self.groups = [slice(i, min(i + BLOCK_TILES, len(self.tiles)))
-                       for i in range(0, len(self.tiles), BLOCK_TILES)]
-        self.columns = [columns.band(self.tiles[group][0].out0, self.tiles[group][-1].out1)
-                        for group in self.groups]
-        self.scale = (rows.scale, columns.scale)
-        if not all(self.scale):
-            # Both axes go through matrices unless both have a whole scale.
-            rows.scale = columns.scale = 0
-            self.scale = None
-            self.rows = [rows.band(band.out0, band.out1) for band in self.rows]
-            self.tiles = [columns.band(band.out0, band.out1) for band in self.tiles]
-            self.columns = [columns.band(band.out0, band.out1) for band in self.columns]
-            self.row_weights = [rows.weights(band) for band in self.rows]
-            self.column_weights = [np.ascontiguousarray(columns.weights(band).T)
-                                   for band in self.columns]
-        self.half = np.empty((count, height + 2, width + 2), np.float32)
-        self.tanh = np.empty_like(self.half)
-        self.low_scores = np.empty((num_classes, height + 2, width + 2), np.float32)
-        self.scores = np.empty((num_classes, *network_size), np.float32)
-        self.output_size = tuple(output_size)
-        self.resample = self.output_size != tuple(network_size)
-
-
-def _product(weights: np.ndarray, planes: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Write weights [K, n] times planes [n, rows, width] to out [K, rows, width]."""
-    rows, width = planes.shape[1:]
-    fit = max(1, min(rows, _SMALL_PRODUCT // (weights.size * width)))
-    while rows % fit:
-        fit -= 1
-    shape = (rows // fit, fit * width)
-    np.matmul(weights, planes.reshape(len(planes), *shape).transpose(1, 0, 2),
-              out=out.reshape(len(out), *shape).transpose(1, 0, 2))
-    return out
+        """Return the float32 [out, in] matrix of a band."""
+        return np.ascontiguousarray(self._matrix[band.out0:band.out1, band.in0:band.in1])
 
 
 class _Scratch:
@@ -161,24 +121,63 @@ class _Scratch:
         return buffer[:size].reshape(shape)
 
 
-def _enlarge(scratch: _Scratch, planes: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Return the inside of planes [n, h + 2, w + 2], enlarged by whole factors."""
-    count, height, width = planes.shape
-    # One call for the whole stack: planes touch each other only in rows that are cut away.
-    full = scratch.get('enlarged', (count, height * rows, width * columns))
-    cv2.resize(planes.reshape(-1, width), (width * columns, count * height * rows),
-               dst=full.reshape(-1, width * columns), interpolation=cv2.INTER_LINEAR)
-    return full[:, rows:-rows, columns:-columns]
+class _Plan:
+    """The tiles and blocks of one geometry and the buffers that one frame needs."""
+
+    def __init__(self, mask_shape, num_classes: int, network_size, output_size):
+        count, height, width = mask_shape
+        self.scale = (network_size[0] // height, network_size[1] // width)
+        if network_size[0] % height or network_size[1] % width:
+            self.scale = (0, 0)
+        # Rows are padded, because planes are stacked on each other to be enlarged in one call.
+        rows = _Axis(height, network_size[0], self.scale[0], 1)
+        columns = _Axis(width, network_size[1], self.scale[1], 0)
+        self.tiles = columns.bands(TILE_COLUMNS)
+        block_width = min(network_size[1], BLOCK_TILES * TILE_COLUMNS)
+        self.rows = rows.bands(max(BLOCK_MIN_ROWS, BLOCK_PIXELS // block_width))
+        self.columns = [
+            columns.band(group[0].out0, group[-1].out1) for group in (
+                self.tiles[i:i + BLOCK_TILES] for i in range(0, len(self.tiles), BLOCK_TILES))]
+        self.row_weights = [rows.weights(band) for band in self.rows]
+        self.column_weights = [np.ascontiguousarray(columns.weights(band).T)
+                               for band in self.columns]
+        self.half = np.empty((count, height + 2, width), np.float32)
+        self.tanh = np.empty_like(self.half)
+        self.low_scores = np.empty((num_classes, height + 2, width), np.float32)
+        self.scores = np.empty((num_classes, *network_size), np.float32)
+        self.identity = np.eye(num_classes, dtype=np.float32)
+        self.output_size = tuple(output_size)
+        self.resample = self.output_size != tuple(network_size)
+
+    def upsample(self, scratch: _Scratch, planes: np.ndarray, j: int, i: int) -> np.ndarray:
+        """Return planes [n, in, in] of block (j, i) at network size, [n, out, out]."""
+        column = self.columns[i]
+        count, height, width = planes.shape
+        scale_y, scale_x = self.scale
+        if scale_y:
+            # One call for the whole stack: planes meet only in rows that are cut away.
+            full = scratch.get('full', (count, height * scale_y, width * scale_x))
+            cv2.resize(planes.reshape(-1, width), (width * scale_x, count * height * scale_y),
+                       dst=full.reshape(-1, width * scale_x), interpolation=cv2.INTER_LINEAR)
+            left = column.out0 - column.in0 * scale_x
+            return full[:, scale_y:-scale_y, left:left + column.out1 - column.out0]
+        rows, columns = self.row_weights[j], self.column_weights[i]
+        wide = scratch.get('wide', (count, height, columns.shape[1]))
+        np.matmul(planes.reshape(-1, width), columns, out=wide.reshape(-1, columns.shape[1]))
+        full = scratch.get('full', (count, len(rows), columns.shape[1]))
+        return np.matmul(rows, wide, out=full)
 
 
-def _resample(scratch: _Scratch, planes: np.ndarray, rows: np.ndarray,
-              columns: np.ndarray) -> np.ndarray:
-    """Return rows [H, h] times planes [n, h, w] times columns [w, W]."""
-    count, height, width = planes.shape
-    wide = scratch.get('wide', (count, height, columns.shape[1]))
-    np.matmul(planes.reshape(-1, width), columns, out=wide.reshape(-1, columns.shape[1]))
-    full = scratch.get('enlarged', (count, len(rows), columns.shape[1]))
-    return np.matmul(rows, wide, out=full)
+def _product(weights: np.ndarray, planes: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Write weights [K, n] times planes [n, rows, width] to out [K, rows, width]."""
+    rows, width = planes.shape[1:]
+    fit = max(1, min(rows, _SMALL_PRODUCT // (weights.size * width)))
+    while rows % fit:
+        fit -= 1
+    shape = (rows // fit, fit * width)
+    np.matmul(weights, planes.reshape(len(planes), *shape).transpose(1, 0, 2),
+              out=out.reshape(len(out), *shape).transpose(1, 0, 2))
+    return out
 
 
 @dataclass
@@ -194,8 +193,9 @@ class CpuReadout:
     """
     Turns the network's output into maps; keeps its buffers from one frame to the next.
 
-    tolerance: bound on the error of each L_k and of the anomaly score against the reference, see
-        the module's docstring. 0 evaluates every query everywhere.
+    tolerance: bound on the error of each L_k against the reference; SCORE_TOLERANCES times it
+        bounds that of the anomaly score, see the module's docstring. 0 evaluates every query
+        everywhere.
     threads: workers that share the blocks and the classes; 0 takes one a core, 8 at most.
 
     One object serves one thread at a time. The maps that a call returns are the caller's own.
@@ -271,14 +271,13 @@ class CpuReadout:
         # sigmoid(x) = (1 + tanh(x / 2)) / 2: the halves go into the weights and the argument.
         weights = np.ascontiguousarray(np.multiply(probabilities, 0.5, dtype=np.float32).T)
         half = plan.half
-        np.multiply(mask_logits, np.float32(0.5), out=half[:, 1:-1, 1:-1], casting='same_kind')
-        half[:, 0, 1:-1], half[:, -1, 1:-1] = half[:, 1, 1:-1], half[:, -2, 1:-1]
-        half[:, :, 0], half[:, :, -1] = half[:, :, 1], half[:, :, -2]
+        np.multiply(mask_logits, np.float32(0.5), out=half[:, 1:-1], casting='same_kind')
+        half[:, 0], half[:, -1] = half[:, 1], half[:, -2]
         np.tanh(half, out=plan.tanh)
         _product(weights, plan.tanh, plan.low_scores)
         np.add(plan.low_scores, weights.sum(axis=1)[:, None, None], out=plan.low_scores)
         if plan.scale == (1, 1):
-            plan.scores[...] = plan.low_scores[:, 1:-1, 1:-1]
+            plan.scores[...] = plan.low_scores[:, 1:-1]
             self.exact_fraction = 0.0
             return plan.scores
         exact = self._exact_queries(plan, weights)
@@ -296,26 +295,29 @@ class CpuReadout:
     def _exact_queries(self, plan: _Plan, weights) -> np.ndarray:
         """Return bool [N, rows, columns]: the queries that each block has to evaluate."""
         count, _, width = plan.tanh.shape
-        shape = (count, len(plan.rows), width)
-        high, low = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        rows, columns = len(plan.rows), len(plan.columns)
+        high = np.empty((count, rows, width), np.float32)
+        low = np.empty_like(high)
         for j, band in enumerate(plan.rows):
             np.max(plan.tanh[:, band.in0:band.in1], axis=1, out=high[:, j])
             np.min(plan.tanh[:, band.in0:band.in1], axis=1, out=low[:, j])
         # Columns first: the reductions below then run along contiguous memory.
         high, low = cv2.transpose(high.reshape(-1, width)), cv2.transpose(low.reshape(-1, width))
-        spread = np.empty((len(plan.tiles), high.shape[1]), np.float32)
+        # Tiles that the last block lacks count as flat.
+        tiles = min(len(plan.tiles), BLOCK_TILES)
+        spread = np.zeros((columns * tiles, count * rows), np.float32)
         for i, tile in enumerate(plan.tiles):
             np.subtract(high[tile.in0:tile.in1].max(axis=0), low[tile.in0:tile.in1].min(axis=0),
                         out=spread[i])
-        spread = cv2.transpose(spread).reshape(count, len(plan.rows), len(plan.tiles))
-        error = np.multiply(spread, weights.sum(axis=0)[:, None, None], out=spread)
-        exact = np.empty((count, len(plan.rows), len(plan.columns)), bool)
-        for i, group in enumerate(plan.groups):
-            part = error[:, :, group]
-            order = np.argsort(part.max(axis=2), axis=0)
-            total = np.cumsum(np.take_along_axis(part, order[:, :, None], axis=0), axis=0)
-            np.put_along_axis(exact[:, :, i], order, total.max(axis=2) > self.tolerance, axis=0)
-        return exact
+        tiles = cv2.transpose(spread).reshape(count, rows * columns, tiles)
+        # What a query may do to each class, and last to the score, in tolerances.
+        stakes = np.concatenate([weights, weights.sum(axis=0)[None] / SCORE_TOLERANCES]).T
+        order = np.argsort(tiles.max(axis=-1) * stakes.max(axis=1)[:, None], axis=0)
+        tiles = np.take_along_axis(tiles, order[..., None], axis=0)
+        error = np.cumsum(tiles[..., None] * stakes[order][:, :, None], axis=0)
+        exact = np.empty(order.shape, bool)
+        np.put_along_axis(exact, order, error.max(axis=(2, 3)) > self.tolerance, axis=0)
+        return exact.reshape(count, rows, columns)
 
     @staticmethod
     def _evaluate(plan: _Plan, scratch: _Scratch, weights, j: int, i: int, queries) -> None:
@@ -334,19 +336,20 @@ class CpuReadout:
             np.subtract(plan.low_scores[window], planes[count:], out=planes[count:])
         else:
             planes[...] = plan.low_scores[window]
-        if plan.scale:
-            full = _enlarge(scratch, planes, *plan.scale)
-        else:
-            full = _resample(scratch, planes, plan.row_weights[j], plan.column_weights[i])
+        full = plan.upsample(scratch, planes, j, i)
         block = plan.scores[:, row.out0:row.out1, column.out0:column.out1]
-        if count:
-            masks = scratch.get('masks', (count, *block.shape[1:]))
-            np.tanh(full[:count], out=masks)
-            change = scratch.get('change', block.shape)
-            _product(share, masks, change)
-            np.add(full[count:], change, out=block)
-        else:
+        if count == 0:
             block[...] = full
+            return
+        share = np.concatenate([share, plan.identity], axis=1)
+        if len(plan.columns) == 1:
+            np.tanh(full[:count], out=full[:count])
+            _product(share, full, block)
+            return
+        joined = scratch.get('joined', full.shape)
+        np.tanh(full[:count], out=joined[:count])
+        joined[count:] = full[count:]
+        block[...] = _product(share, joined, scratch.get('block', block.shape))
 
     def _maps(self, plan: _Plan, scores, settings: ReadoutSettings, maps: frozenset,
               network_size: tuple[int, int]) -> Maps:

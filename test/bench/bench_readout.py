@@ -14,19 +14,24 @@
 """
 Compare the fast CPU readout with the reference, side by side in one run.
 
-Run: python test/bench/bench_readout.py [--threads N] [--output 480x640]. Three networks are
-imitated: "crisp" has the saturated masks and the few confident queries of a trained network,
-"soft" blurs them, "dense" is the worst case in which every query is alive and no mask saturates.
+Run: python test/bench/bench_readout.py [--threads N] [--output 480x640] [--bundle FOLDER IMAGE...].
+With a bundle, its network's output on the images is read out. Without, three networks are
+imitated: "crisp" has saturated masks and a third of its queries alive, "soft" blurs them, and
+"dense" is the worst case in which every query is alive and no mask saturates.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 import time
 
 import cv2
 import numpy as np
+from owseg_ros.bundle import load_bundle
+from owseg_ros.engine import create_engine
+from owseg_ros.frame import Frame
 from owseg_ros.readout import cpu, reference
 from owseg_ros.readout.maps import ReadoutSettings
 
@@ -56,6 +61,19 @@ def imitate(kind: str, count: int, classes: int, size: tuple[int, int], seed: in
     return masks, probabilities
 
 
+def network_outputs(arguments, network: tuple[int, int]):
+    """Yield (name, mask logits [N, h, w], class probabilities [N, K]) to read out."""
+    if arguments.bundle:
+        engine = create_engine(load_bundle(arguments.bundle[0]), threads=arguments.threads)
+        for path in arguments.bundle[1:]:
+            output = engine.infer([Frame(cv2.imread(path), 'bgr')])
+            yield Path(path).name, output.mask_logits[0], output.class_probabilities[0]
+        return
+    for kind in ('crisp', 'soft', 'dense'):
+        yield kind, *imitate(kind, arguments.queries, arguments.classes,
+                             (network[0] // 4, network[1] // 4))
+
+
 def best_of(call, repeats: int) -> float:
     """Return the fastest of some calls in ms, after one that warms up."""
     call()
@@ -68,8 +86,9 @@ def best_of(call, repeats: int) -> float:
 
 
 def main():
-    """Print one JSON line for each imitated network."""
+    """Print one JSON line for each network output."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument('--bundle', nargs='+', help='folder of a bundle, then images')
     parser.add_argument('--queries', type=int, default=100)
     parser.add_argument('--classes', type=int, default=11)
     parser.add_argument('--network', default='352x480', help='height x width')
@@ -82,9 +101,10 @@ def main():
     output = tuple(int(part) for part in arguments.output.split('x'))
     settings = ReadoutSettings(anomaly_threshold=0.4, min_area=64)
     readout = cpu.CpuReadout(arguments.tolerance, arguments.threads)
-    for kind in ('crisp', 'soft', 'dense'):
-        masks, probabilities = imitate(kind, arguments.queries, arguments.classes,
-                                       (network[0] // 4, network[1] // 4))
+    if arguments.bundle:
+        spec = load_bundle(arguments.bundle[0]).input
+        network = (spec.height, spec.width)
+    for kind, masks, probabilities in network_outputs(arguments, network):
         task = (masks, probabilities, network, output, settings)
         exact = reference.class_scores(masks, probabilities, network)
         error = float(np.abs(readout.scores(masks, probabilities, network) - exact).max())

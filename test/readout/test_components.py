@@ -13,6 +13,7 @@
 # limitations under the License.
 """The component clean-up against the reference's flood fill."""
 
+import cv2
 from hypothesis import given, settings, strategies as st
 import numpy as np
 from owseg_ros.readout import clean_mask, reference
@@ -26,6 +27,27 @@ def test_agrees_with_the_reference(height, width, density, min_area, seed):
     mask = np.random.default_rng(seed).random((height, width)) < density
     np.testing.assert_array_equal(
         clean_mask(mask, min_area), reference.clean_mask(mask, min_area))
+
+
+@pytest.mark.parametrize('density', [0.1, 0.5, 0.6, 0.9])
+@pytest.mark.parametrize('smooth', [0, 1, 3])
+def test_agrees_on_large_masks(density, smooth):
+    """Hundreds of specks and holes, nested ones among them, and no end of noise."""
+    noise = np.random.default_rng(5).random((90, 120)).astype(np.float32)
+    if smooth:
+        noise = cv2.GaussianBlur(noise, (0, 0), smooth)
+    mask = noise < np.quantile(noise, density)
+    for min_area in (2, 9, 60):
+        np.testing.assert_array_equal(
+            clean_mask(mask, min_area), reference.clean_mask(mask, min_area))
+
+
+def test_more_components_than_sixteen_bits_count():
+    mask = np.zeros((700, 700), np.uint8)
+    mask[::2, ::2] = 255
+    mask[:3, :3] = 255
+    found = clean_mask(mask, 9)
+    assert found[:3, :3].all() and np.count_nonzero(found) == 9
 
 
 @given(st.integers(0, 10000), st.integers(1, 30))

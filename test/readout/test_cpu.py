@@ -13,15 +13,25 @@
 # limitations under the License.
 """The fast CPU readout against the reference, over random networks and sizes."""
 
+from unittest.mock import patch
+
 from hypothesis import example, given, settings, strategies as st
 import numpy as np
-from owseg_ros.readout import CpuReadout, read_out, reference
-from owseg_ros.readout.cpu import TOLERANCE
+from owseg_ros.readout import cpu, CpuReadout, read_out, reference
+from owseg_ros.readout.cpu import SCORE_TOLERANCES, TOLERANCE
 from owseg_ros.readout.maps import ALL_MAPS, ReadoutSettings
 import pytest
 
 ROUNDING = 2e-5
 SETTINGS = ReadoutSettings(anomaly_threshold=0.5, min_area=6)
+
+# Blocks as they are, and small ones, so that small maps have many of them both ways.
+BLOCKS = [
+    {'TILE_COLUMNS': cpu.TILE_COLUMNS},
+    {'TILE_COLUMNS': 8, 'BLOCK_TILES': 2, 'BLOCK_PIXELS': 100, 'BLOCK_MIN_ROWS': 5},
+    {'TILE_COLUMNS': 13, 'BLOCK_TILES': 1, 'BLOCK_PIXELS': 500, 'BLOCK_MIN_ROWS': 1},
+    {'TILE_COLUMNS': 8, 'BLOCK_TILES': 99, 'BLOCK_PIXELS': 300, 'BLOCK_MIN_ROWS': 3},
+]
 
 
 def network(seed, count, classes, height, width, spread):
@@ -60,7 +70,7 @@ def assert_close(maps, masks, probabilities, size, output, chosen, tolerance):
     score = reference.rba(scores)
     assert maps.semantic.shape == maps.anomaly_score.shape == tuple(output)
     assert maps.anomaly_score.dtype == np.float32 and maps.semantic.dtype == np.uint8
-    np.testing.assert_allclose(maps.anomaly_score, score, atol=tolerance)
+    np.testing.assert_allclose(maps.anomaly_score, score, atol=SCORE_TOLERANCES * tolerance)
     best = np.clip(scores.max(axis=0), 0, 1)
     np.testing.assert_allclose(
         maps.confidence.astype(float), 255 * best, atol=0.5 + 255 * tolerance)
@@ -74,14 +84,29 @@ def assert_close(maps, masks, probabilities, size, output, chosen, tolerance):
     np.testing.assert_array_equal(maps.anomaly_mask, mask)
 
 
-@given(tasks(), st.sampled_from([0.0, TOLERANCE, 0.05]), st.sampled_from([1, 3]))
-@example((*network(0, 1, 1, 1, 1, 6.0), (1, 1), (1, 1)), TOLERANCE, 1)
-@example((*network(1, 1, 1, 7, 9, 6.0), (28, 36), (50, 3)), 0.0, 3)
-@settings(max_examples=120, deadline=None)
-def test_agrees_with_the_reference(task, tolerance, threads):
-    readout = CpuReadout(tolerance, threads)
-    maps = readout(*task, SETTINGS)
+@given(tasks(), st.sampled_from([0.0, TOLERANCE, 0.05]), st.sampled_from([1, 3]),
+       st.sampled_from(BLOCKS))
+@example((*network(0, 1, 1, 1, 1, 6.0), (1, 1), (1, 1)), TOLERANCE, 1, BLOCKS[0])
+@example((*network(1, 1, 1, 7, 9, 6.0), (28, 36), (50, 3)), 0.0, 3, BLOCKS[1])
+@example((*network(2, 9, 4, 24, 30, 6.0), (24, 120), (50, 33)), 0.01, 3, BLOCKS[1])
+@example((*network(3, 9, 4, 24, 30, 25.0), (95, 121), (95, 121)), 0.01, 1, BLOCKS[2])
+@settings(max_examples=150, deadline=None)
+def test_agrees_with_the_reference(task, tolerance, threads, blocks):
+    with patch.multiple(cpu, **blocks):
+        maps = CpuReadout(tolerance, threads)(*task, SETTINGS)
     assert_close(maps, *task, SETTINGS, tolerance + ROUNDING)
+
+
+@given(tasks(), st.sampled_from([0.001, 0.01, 0.1]), st.sampled_from(BLOCKS))
+@settings(max_examples=80, deadline=None)
+def test_keeps_the_promised_bounds(task, tolerance, blocks):
+    """Each L_k is within tolerance, and all of them together within SCORE_TOLERANCES of it."""
+    masks, probabilities, size, _ = task
+    with patch.multiple(cpu, **blocks):
+        found = CpuReadout(tolerance).scores(masks, probabilities, size)
+    error = np.abs(found - reference.class_scores(masks, probabilities, size))
+    assert error.max() <= tolerance + ROUNDING
+    assert error.sum(axis=0).max() <= SCORE_TOLERANCES * tolerance + ROUNDING
 
 
 @pytest.mark.parametrize('spread', [1.0, 12.0])
@@ -93,10 +118,12 @@ def test_agrees_at_full_size(spread, size, output):
     maps = readout(masks, probabilities, size, output, SETTINGS)
     scores = reference.class_scores(masks, probabilities, size)
     found = readout.scores(masks, probabilities, size)
-    assert np.abs(found - scores).sum(axis=0).max() <= TOLERANCE + ROUNDING
+    error = np.abs(found - scores)
+    assert error.max() <= TOLERANCE + ROUNDING
+    assert error.sum(axis=0).max() <= SCORE_TOLERANCES * TOLERANCE + ROUNDING
     scores = reference.class_scores(masks, probabilities, size, output)
     np.testing.assert_allclose(
-        maps.anomaly_score, reference.rba(scores), atol=TOLERANCE + ROUNDING)
+        maps.anomaly_score, reference.rba(scores), atol=SCORE_TOLERANCES * TOLERANCE + ROUNDING)
     assert (maps.semantic == reference.semantic(scores)).mean() > 0.999
 
 
