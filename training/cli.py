@@ -66,6 +66,30 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps(figures, indent=2))
 
 
+def _size(text: str) -> tuple[int, int]:
+    width, height = (int(side) for side in text.lower().split('x'))
+    return width, height
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from owseg_training import convert
+
+    names = options.classes.read_text().split('\n') if options.classes else None
+    classes = [name.strip() for name in names if name.strip()] if names else None
+    if options.format == 'timm':
+        if not options.name:
+            raise ConfigError('--format timm needs --name, the backbone')
+        written = convert.convert_timm(options.name, options.checkpoint, options.out)
+    elif options.format == 'hugging-face':
+        written = convert.convert_hugging_face(options.checkpoint, options.out,
+                                               size=options.size, classes=classes)
+    else:
+        config = options.config or options.checkpoint.parent / 'config.yaml'
+        written = convert.convert_detectron2(options.checkpoint, config, options.out,
+                                             size=options.size, classes=classes)
+    print(f'wrote {written}')
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(prog='owseg-train', description=__doc__)
@@ -92,6 +116,21 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument('bundle', type=Path)
     evaluate.add_argument('--data', help='folder of the data sets')
     evaluate.set_defaults(run_command=_evaluate)
+
+    convert = stages.add_parser('convert', help='take over a checkpoint from outside')
+    convert.add_argument('checkpoint', type=Path,
+                         help='detectron2 or timm: file of weights; hugging-face: folder')
+    convert.add_argument('--format', choices=('detectron2', 'hugging-face', 'timm'),
+                         default='detectron2')
+    convert.add_argument('--config', type=Path,
+                         help='detectron2 YAML (default: config.yaml beside the checkpoint)')
+    convert.add_argument('--name', help='timm: backbone (resnet50, convnext_tiny, swin_b, ...)')
+    convert.add_argument('--out', type=Path, required=True,
+                         help='folder of the run (timm: of the weights)')
+    convert.add_argument('--size', type=_size, default=(1024, 512),
+                         help='WIDTHxHEIGHT that the network is to run at')
+    convert.add_argument('--classes', type=Path, help='text file with one class name a line')
+    convert.set_defaults(run_command=_convert)
     return parser
 
 

@@ -33,24 +33,37 @@ class NetworkConfig:
     """
     Shape of the mask classifier (RbA appendix A.1).
 
-    backbone: name in the backbone registry (timm); pretrained: safetensors with its weights.
-    freeze_stages: leading backbone stages that are not trained.
-    hidden_dim, mask_dim: channels of transformer and pixel features; queries: N.
-    decoder_layers: masked-attention layers (RbA: 1, Mask2Former: 9).
+    backbone: name in the backbone registry, else in timm; backbone_options: arguments that
+    differ from its own (Swin: embed_dim, depths, heads, window, drop_path, ...); pretrained:
+    safetensors with its weights; freeze_stages: leading backbone stages that are not trained.
+    pixel_decoder: fpn or msdeform; of the latter, encoder_layers deformable layers with
+    encoder_points samples a head and level over encoder_strides (coarse to fine; RbA's released
+    networks: 32 alone).
+    hidden_dim, mask_dim: channels of transformer and pixel features; heads: of every attention.
+    transformer_decoder: masked_attention or region_cross_attention (OpenSeg: 128 queries, 3
+    layers); queries: N; decoder_layers: its layers (RbA: 1, Mask2Former: 9).
     attention_strides: feature maps that the decoder layers attend to, in round-robin order.
+    pixel_classifier: per-pixel head for the auxiliary loss, in training only.
     """
 
     backbone: str = 'mobilenetv2_100'
+    backbone_options: dict[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
     freeze_stages: int = 0
     pixel_decoder: str = 'fpn'
+    encoder_layers: int = 6
+    encoder_strides: list[int] = field(default_factory=lambda: [32, 16, 8])
+    encoder_points: int = 4
+    encoder_feedforward_dim: int = 1024
     hidden_dim: int = 256
     mask_dim: int = 256
+    transformer_decoder: str = 'masked_attention'
     queries: int = 100
     decoder_layers: int = 1
     attention_strides: list[int] = field(default_factory=lambda: [32, 16, 8])
     heads: int = 8
     feedforward_dim: int = 2048
+    pixel_classifier: bool = True
 
 
 @dataclass
@@ -136,7 +149,7 @@ def _build(cls, values: dict[str, Any], where: str):
             value = tuple(value)
         elif isinstance(current, float) and isinstance(value, (int, float)):
             value = float(value)
-        elif isinstance(current, (int, str, list)) and not isinstance(value, type(current)):
+        elif isinstance(current, (int, str, list, dict)) and not isinstance(value, type(current)):
             raise ConfigError(
                 f'{where}.{key} must be {type(current).__name__}, not {type(value).__name__}')
         setattr(result, key, value)

@@ -11,15 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Backbones by name: multi-scale features at strides 4, 8, 16, 32."""
+"""
+Backbones by name: multi-scale features at strides 4, 8, 16, 32.
+
+A backbone is a module with `channels` (dict stride -> channels), `forward` (image to a dict
+stride -> features), `freeze` (leading stages) and `load` (pretrained weights from a file).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+import re
+from typing import Any
 
+from owseg_training.network.swin import SwinTransformer
 from owseg_training.torchvision_compat import make_torchvision_importable
-from safetensors.torch import load_file
+from owseg_training.weights import read_weights
 import torch
 from torch import nn
 
@@ -27,6 +36,7 @@ make_torchvision_importable()
 
 import timm  # noqa: E402, I100, I202
 from timm.models._efficientnet_blocks import InvertedResidual  # noqa: E402, I100
+from timm.models.resnet import Bottleneck  # noqa: E402, I100
 
 
 class TimmBackbone(nn.Module):
@@ -42,6 +52,7 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, **kwargs) -> None:
         super().__init__()
+        self.name = name
         probe = timm.create_model(name, features_only=True, pretrained=False)
         reductions = probe.feature_info.reduction()
         missing = [s for s in self.strides if s not in reductions]
@@ -77,45 +88,86 @@ class TimmBackbone(nn.Module):
 
     def load(self, path: str | Path) -> None:
         """
-        Load pretrained weights (safetensors in timm's keys).
+        Load pretrained weights: a file in the keys of the timm classifier or of its features.
 
-        Keys of layers that the feature extractor does not have (the classifier's last 1x1
-        convolution) are the only ones left out.
+        Keys of the classifier's layers that the features do not have (its head) are the only ones
+        left out.
 
-        Raises ValueError when a weight of the network is not in the file or a shape differs.
+        Raises ValueError when a weight of the network is not in the file, a key is not of this
+        model, or a shape differs.
         """
-        state = load_file(str(path))
-        extra = [k for k in state if k.split('.')[0] in ('conv_head', 'bn2', 'classifier')]
-        for key in extra:
-            del state[key]
-        result = self.model.load_state_dict(state, strict=False)
-        missing = [k for k in result.missing_keys if not k.endswith('num_batches_tracked')]
-        if missing or result.unexpected_keys:
+        state = read_weights(path)
+        with torch.device('meta'):
+            classifier = timm.create_model(self.name, pretrained=False).state_dict()
+        matched = {}
+        for key in self.model.state_dict():
+            # Where the features flatten a sequence, timm joins its name and index by `_`.
+            for name in (key, re.sub(r'^(\w+)_(\d+)\.', r'\1.\2.', key)):
+                if name in state:
+                    matched[key] = state.pop(name)
+                    break
+        unexpected = [key for key in state if key not in classifier
+                      and not key.endswith('num_batches_tracked')]
+        own = self.model.state_dict()
+        missing = [key for key in own if key not in matched
+                   and not key.endswith('num_batches_tracked')]
+        wrong = [key for key, value in matched.items() if value.shape != own[key].shape]
+        if missing or unexpected or wrong:
             raise ValueError(
-                f'{path} does not fit the backbone: missing {missing[:5]}, '
-                f'unexpected {result.unexpected_keys[:5]}')
+                f'{path} does not fit the backbone {self.name}: missing {missing[:5]}, '
+                f'unexpected {unexpected[:5]}, other shapes {wrong[:5]}')
+        self.model.load_state_dict(matched, strict=False)
 
 
-def _mobilenetv2_100_e1() -> TimmBackbone:
+def _mobilenetv2_100_e1(**kwargs) -> TimmBackbone:
     """MobileNetV2 1.0 whose first block keeps its expansion convolution (ONNX Model Zoo)."""
-    backbone = TimmBackbone('mobilenetv2_100')
+    backbone = TimmBackbone('mobilenetv2_100', **kwargs)
     backbone.model.blocks[0][0] = InvertedResidual(
         32, 16, dw_kernel_size=3, stride=1, pad_type='', exp_ratio=1.0, act_layer=nn.ReLU6)
     return backbone
 
 
-BACKBONES: dict[str, Callable[[], TimmBackbone]] = {
+def _resnet_caffe(name: str, **kwargs) -> TimmBackbone:
+    """Make a ResNet that halves the resolution in a block's 1x1 convolution (He et al., 2015)."""
+    backbone = TimmBackbone(name, **kwargs)
+    for module in backbone.modules():
+        if isinstance(module, Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+    return backbone
+
+
+def _swin(embed_dim: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int,
+          ) -> Callable[..., SwinTransformer]:
+    return partial(SwinTransformer, embed_dim=embed_dim, depths=depths, heads=heads,
+                   window=window)
+
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
     'mobilenetv2_100_e1': _mobilenetv2_100_e1,
+    'resnet50_caffe': partial(_resnet_caffe, 'resnet50'),
+    'resnet101_caffe': partial(_resnet_caffe, 'resnet101'),
+    'resnet152_caffe': partial(_resnet_caffe, 'resnet152'),
+    'swin_t': _swin(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+    'swin_s': _swin(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
+    'swin_b': _swin(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
+    'swin_l': _swin(192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
 }
 
 
-def build_backbone(name: str, pretrained: str | None = None) -> TimmBackbone:
+def build_backbone(name: str, pretrained: str | None = None,
+                   options: dict[str, Any] | None = None) -> nn.Module:
     """
     Create a backbone: a name of the registry, else any timm model with strides 4 to 32.
 
-    Raises ValueError when the model has no such strides or the weights do not fit.
+    options: arguments that differ from the registry's.
+    Raises ValueError when the model has no such strides, an option is not one of its arguments,
+    or the weights do not fit.
     """
-    backbone = BACKBONES[name]() if name in BACKBONES else TimmBackbone(name)
+    create = BACKBONES.get(name) or partial(TimmBackbone, name)
+    try:
+        backbone = create(**(options or {}))
+    except TypeError as error:
+        raise ValueError(f'backbone {name} with options {options}: {error}') from error
     if pretrained is not None:
         backbone.load(pretrained)
     return backbone

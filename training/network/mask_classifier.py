@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from owseg_training.config import NetworkConfig
+from owseg_training.config import ConfigError, NetworkConfig
 from owseg_training.network.backbone import build_backbone
 from owseg_training.network.pixel_decoder import PIXEL_DECODERS
-from owseg_training.network.transformer_decoder import MaskedAttentionDecoder
+from owseg_training.network.transformer_decoder import TRANSFORMER_DECODERS
 import torch
 from torch import nn
 
@@ -48,25 +48,27 @@ class MaskClassifier(nn.Module):
     Mask classification network (Mask2Former with RbA's single decoder layer, RbA A.1).
 
     forward: normalised RGB float32 [B, 3, H, W], H and W multiples of 32, to a Prediction.
-    Raises ValueError for other sizes.
+    Raises ValueError for other sizes, and for a configuration of which no network can be made.
+    config: the NetworkConfig that it was made of.
     """
 
     def __init__(self, config: NetworkConfig, num_classes: int) -> None:
         super().__init__()
-        if config.pixel_decoder not in PIXEL_DECODERS:
-            raise ValueError(f'unknown pixel decoder {config.pixel_decoder!r}; '
-                             f'known: {", ".join(PIXEL_DECODERS)}')
+        for kind, name, registry in (
+                ('pixel decoder', config.pixel_decoder, PIXEL_DECODERS),
+                ('transformer decoder', config.transformer_decoder, TRANSFORMER_DECODERS)):
+            if name not in registry:
+                raise ConfigError(f'unknown {kind} {name!r}; known: {", ".join(registry)}')
+        self.config = config
         self.num_classes = num_classes
-        self.backbone = build_backbone(config.backbone, config.pretrained)
+        self.backbone = build_backbone(
+            config.backbone, config.pretrained, config.backbone_options)
         self.backbone.freeze(config.freeze_stages)
-        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](
-            self.backbone.channels, config.hidden_dim, config.mask_dim)
-        self.transformer_decoder = MaskedAttentionDecoder(
-            num_classes=num_classes, hidden_dim=config.hidden_dim, mask_dim=config.mask_dim,
-            queries=config.queries, layers=config.decoder_layers,
-            strides=config.attention_strides, heads=config.heads,
-            feedforward_dim=config.feedforward_dim)
-        self.pixel_classifier = nn.Conv2d(config.mask_dim, num_classes, 1)
+        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](self.backbone.channels, config)
+        self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
+            config, num_classes)
+        self.pixel_classifier = (
+            nn.Conv2d(config.mask_dim, num_classes, 1) if config.pixel_classifier else None)
 
     def forward(self, image: torch.Tensor) -> Prediction:
         """Predict masks and classes."""
@@ -76,6 +78,8 @@ class MaskClassifier(nn.Module):
         pyramid, pixel_features = self.pixel_decoder(self.backbone(image))
         predictions = self.transformer_decoder(pyramid, pixel_features)
         class_logits, mask_logits = predictions[-1]
-        pixel_logits = self.pixel_classifier(pixel_features) if self.training else None
+        pixel_logits = None
+        if self.training and self.pixel_classifier is not None:
+            pixel_logits = self.pixel_classifier(pixel_features)
         return Prediction(class_logits, mask_logits, pixel_features, predictions[:-1],
                           pixel_logits)

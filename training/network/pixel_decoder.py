@@ -11,10 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pixel decoder: backbone features to multi-scale features and per-pixel features F."""
+"""
+Pixel decoders by name: backbone features to multi-scale features and per-pixel features F.
+
+A pixel decoder is made of (channels of the backbone by stride, NetworkConfig) and called with the
+features by stride; it returns a dict stride -> [B, hidden_dim, H/s, W/s] of its strides and
+F [B, mask_dim, H/4, W/4].
+"""
 
 from __future__ import annotations
 
+from owseg_training.config import NetworkConfig
+from owseg_training.network.msdeform_pixel_decoder import MSDeformPixelDecoder
 import torch
 from torch import nn
 from torch.nn import functional
@@ -37,8 +45,9 @@ class FPNPixelDecoder(nn.Module):
     Upsampling is bilinear with align_corners=False, as in Mask2Former's pixel decoders.
     """
 
-    def __init__(self, channels: dict[int, int], hidden_dim: int, mask_dim: int) -> None:
+    def __init__(self, channels: dict[int, int], config: NetworkConfig) -> None:
         super().__init__()
+        hidden_dim = config.hidden_dim
         self.strides = sorted(channels)
         self.lateral = nn.ModuleDict({
             str(s): nn.Sequential(
@@ -46,7 +55,7 @@ class FPNPixelDecoder(nn.Module):
             for s in self.strides})
         self.output = nn.ModuleDict({str(s): _separable(hidden_dim) for s in self.strides})
         self.context = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.ReLU(inplace=True))
-        self.mask_features = nn.Conv2d(hidden_dim, mask_dim, 1)
+        self.mask_features = nn.Conv2d(hidden_dim, config.mask_dim, 1)
 
     def forward(self, features: dict[int, torch.Tensor],
                 ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
@@ -65,4 +74,7 @@ class FPNPixelDecoder(nn.Module):
         return pyramid, self.mask_features(top)
 
 
-PIXEL_DECODERS = {'fpn': FPNPixelDecoder}
+PIXEL_DECODERS = {
+    'fpn': FPNPixelDecoder,
+    'msdeform': MSDeformPixelDecoder,
+}

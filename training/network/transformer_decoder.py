@@ -11,44 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Transformer decoder with masked attention over learnable queries (Mask2Former; RbA A.1)."""
+"""
+Transformer decoders: learnable queries to classes and masks.
+
+Masked attention (Mask2Former; RbA A.1) and OpenSeg's region-image cross-attention.
+"""
 
 from __future__ import annotations
 
-import math
-
+from owseg_training.config import NetworkConfig
+from owseg_training.network.position import SinePositionEncoding
 import torch
 from torch import nn
 from torch.nn import functional
-
-
-class SinePositionEncoding(nn.Module):
-    """
-    Two-dimensional sine position encoding, y half then x half, normalised to 2 pi.
-
-    forward: feature [B, C, h, w] to [1, h * w, C].  Temperature 10000, eps 1e-6 (DETR).
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.half = channels // 2
-
-    def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        """Compute the encoding for the feature's grid."""
-        height, width = feature.shape[-2:]
-        axis = {'dtype': torch.float32, 'device': feature.device}
-        y = torch.arange(1, height + 1, **axis) / (height + 1e-6) * (2 * math.pi)
-        x = torch.arange(1, width + 1, **axis) / (width + 1e-6) * (2 * math.pi)
-        index = torch.arange(self.half, **axis)
-        period = 10000 ** (2 * torch.div(index, 2, rounding_mode='floor') / self.half)
-
-        def interleave(position: torch.Tensor) -> torch.Tensor:
-            angle = position[:, None] / period
-            return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), 2).flatten(1)
-
-        encoded_y = interleave(y)[:, None].expand(height, width, self.half)
-        encoded_x = interleave(x)[None].expand(height, width, self.half)
-        return torch.cat((encoded_y, encoded_x), 2).reshape(1, height * width, 2 * self.half)
 
 
 class Attention(nn.Module):
@@ -119,28 +94,12 @@ class MaskMLP(nn.Sequential):
             nn.Linear(channels, mask_dim))
 
 
-class MaskedAttentionDecoder(nn.Module):
-    """
-    Queries to class logits and mask logits, with a prediction after every layer.
+class _QueryDecoder(nn.Module):
+    """Prediction from queries; the parts are made by the decoder that inherits from it."""
 
-    forward: (pyramid dict stride -> [B, C, H/s, W/s], F [B, mask_dim, H/4, W/4]) to a list, one
-    entry a prediction (the learnable queries' first, the last layer's last), of class_logits
-    [B, N, K+1] and mask_logits [B, N, H/4, W/4] (RbA eq 1 before the sigmoid).
-    """
-
-    def __init__(self, *, num_classes: int, hidden_dim: int, mask_dim: int, queries: int,
-                 layers: int, strides: list[int], heads: int, feedforward_dim: int) -> None:
-        super().__init__()
-        self.strides = list(strides)
-        self.query_feat = nn.Embedding(queries, hidden_dim)
-        self.query_embed = nn.Embedding(queries, hidden_dim)
-        self.level_embed = nn.Embedding(len(strides), hidden_dim)
-        self.position = SinePositionEncoding(hidden_dim)
-        self.layers = nn.ModuleList(
-            MaskedAttentionLayer(hidden_dim, heads, feedforward_dim) for _ in range(layers))
-        self.decoder_norm = nn.LayerNorm(hidden_dim)
-        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
-        self.mask_embed = MaskMLP(hidden_dim, mask_dim)
+    decoder_norm: nn.LayerNorm
+    class_embed: nn.Linear
+    mask_embed: MaskMLP
 
     def _predict(self, queries: torch.Tensor, pixel_features: torch.Tensor,
                  ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,11 +108,39 @@ class MaskedAttentionDecoder(nn.Module):
         masks = embedding @ pixel_features.flatten(2)
         return self.class_embed(normed), masks.unflatten(2, pixel_features.shape[-2:])
 
+
+class MaskedAttentionDecoder(_QueryDecoder):
+    """
+    Queries to class logits and mask logits, with a prediction after every layer.
+
+    The layers take the feature maps of attention_strides in turn (Mask2Former: 32, 16, 8; RbA's
+    released networks: 32) and look only where the prediction before them has its mask.
+    forward: (pyramid dict stride -> [B, C, H/s, W/s], F [B, mask_dim, H/4, W/4]) to a list, one
+    entry a prediction (the learnable queries' first, the last layer's last), of class_logits
+    [B, N, K+1] and mask_logits [B, N, H/4, W/4] (RbA eq 1 before the sigmoid).
+    """
+
+    def __init__(self, config: NetworkConfig, num_classes: int) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.strides = list(config.attention_strides)
+        self.query_feat = nn.Embedding(config.queries, width)
+        self.query_embed = nn.Embedding(config.queries, width)
+        self.level_embed = nn.Embedding(len(self.strides), width)
+        self.position = SinePositionEncoding(width)
+        self.layers = nn.ModuleList(
+            MaskedAttentionLayer(width, config.heads, config.feedforward_dim)
+            for _ in range(config.decoder_layers))
+        self.decoder_norm = nn.LayerNorm(width)
+        self.class_embed = nn.Linear(width, num_classes + 1)
+        self.mask_embed = MaskMLP(width, config.mask_dim)
+
     @staticmethod
     def _blocked(mask_logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
         resized = functional.interpolate(
             mask_logits.detach(), size=size, mode='bilinear', align_corners=False)
-        blocked = (resized < 0).flatten(2)
+        # Not the same as resized < 0: the sigmoid rounds tiny negative logits to one half.
+        blocked = (resized.sigmoid() < 0.5).flatten(2)
         # A query whose mask is empty attends everywhere, or its softmax would have no support.
         return blocked & ~blocked.all(2, keepdim=True)
 
@@ -172,3 +159,67 @@ class MaskedAttentionDecoder(nn.Module):
             queries = layer(queries, query_position, memory, self.position(feature), blocked)
             predictions.append(self._predict(queries, pixel_features))
         return predictions
+
+
+class RegionCrossAttentionLayer(nn.Module):
+    """
+    Cross-attention of the queries to the image and a feed-forward network, each post-norm.
+
+    No self-attention: OpenSeg found no gain in it (appendix C).
+    forward: queries [B, N, C], memory [B, L, C] with its position encoding to [B, N, C].
+    """
+
+    def __init__(self, channels: int, heads: int, feedforward_dim: int) -> None:
+        super().__init__()
+        self.cross_attention = Attention(channels, heads)
+        self.cross_norm = nn.LayerNorm(channels)
+        self.linear1 = nn.Linear(channels, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, channels)
+        self.feedforward_norm = nn.LayerNorm(channels)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """Refine the queries."""
+        queries = self.cross_norm(queries + self.cross_attention(queries, memory, memory))
+        hidden = self.linear2(functional.relu(self.linear1(queries)))
+        return self.feedforward_norm(queries + hidden)
+
+
+class RegionCrossAttentionDecoder(_QueryDecoder):
+    """
+    OpenSeg's region-image cross-attention (appendix C, figure 6): 128 queries, 3 layers.
+
+    Every layer attends to the whole map F + PE of an attention stride (in turn, where there are
+    several), not only to a query's mask.
+    forward: as MaskedAttentionDecoder.
+    """
+
+    def __init__(self, config: NetworkConfig, num_classes: int) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.strides = list(config.attention_strides)
+        self.query_feat = nn.Embedding(config.queries, width)
+        self.position = SinePositionEncoding(width)
+        self.layers = nn.ModuleList(
+            RegionCrossAttentionLayer(width, config.heads, config.feedforward_dim)
+            for _ in range(config.decoder_layers))
+        self.decoder_norm = nn.LayerNorm(width)
+        self.class_embed = nn.Linear(width, num_classes + 1)
+        self.mask_embed = MaskMLP(width, config.mask_dim)
+
+    def forward(self, pyramid: dict[int, torch.Tensor], pixel_features: torch.Tensor,
+                ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Predict after every layer."""
+        queries = self.query_feat.weight[None].expand(pixel_features.shape[0], -1, -1)
+        predictions = [self._predict(queries, pixel_features)]
+        for index, layer in enumerate(self.layers):
+            feature = pyramid[self.strides[index % len(self.strides)]]
+            memory = feature.flatten(2).transpose(1, 2) + self.position(feature)
+            queries = layer(queries, memory)
+            predictions.append(self._predict(queries, pixel_features))
+        return predictions
+
+
+TRANSFORMER_DECODERS = {
+    'masked_attention': MaskedAttentionDecoder,
+    'region_cross_attention': RegionCrossAttentionDecoder,
+}
