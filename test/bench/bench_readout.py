@@ -14,7 +14,7 @@
 """
 Compare the fast CPU readout with the reference, side by side in one run.
 
-Run: python test/bench/bench_readout.py [--threads N] [--output 480x640] [--bundle FOLDER IMAGE...].
+Run: python test/bench/bench_readout.py [--threads N] [--output 480x640] [--bundle FOLDER IMAGES].
 With a bundle, its network's output on the images is read out. Without, three networks are
 imitated: "crisp" has saturated masks and a third of its queries alive, "soft" blurs them, and
 "dense" is the worst case in which every query is alive and no mask saturates.
