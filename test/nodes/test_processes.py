@@ -37,7 +37,7 @@ SECONDS_TO_END = 5.0
 def shared_memory_of(pid):
     """Return the shared-memory files that a process has mapped."""
     lines = Path(f'/proc/{pid}/maps').read_text().splitlines()
-    return {Path(line.split()[-1]) for line in lines if '/dev/shm/' in line}
+    return {Path(line.split()[-1]) for line in lines if '/dev/shm/fastdds' in line}
 
 
 def test_camera_and_perception_in_two_processes(ros, tiny, vision_msgs, monkeypatch):
@@ -95,6 +95,7 @@ def test_a_signal_ends_the_node_and_leaves_nothing_behind(tiny, number):
         code, seconds = process.end(number)
     finally:
         process.kill()
+    assert files
     assert code == 0, process.output
     assert seconds < SECONDS_TO_END
     assert [path for path in files if path.exists()] == []
