@@ -124,7 +124,7 @@ class _Scratch:
 class _Plan:
     """The tiles and blocks of one geometry and the buffers that one frame needs."""
 
-    def __init__(self, mask_shape, num_classes: int, network_size, output_size):
+    def __init__(self, mask_shape, num_classes: int, network_size):
         count, height, width = mask_shape
         self.scale = (network_size[0] // height, network_size[1] // width)
         if network_size[0] % height or network_size[1] % width:
@@ -146,8 +146,6 @@ class _Plan:
         self.low_scores = np.empty((num_classes, height + 2, width), np.float32)
         self.scores = np.empty((num_classes, *network_size), np.float32)
         self.identity = np.eye(num_classes, dtype=np.float32)
-        self.output_size = tuple(output_size)
-        self.resample = self.output_size != tuple(network_size)
 
     def upsample(self, scratch: _Scratch, planes: np.ndarray, j: int, i: int) -> np.ndarray:
         """Return planes [n, in, in] of block (j, i) at network size, [n, out, out]."""
@@ -178,6 +176,18 @@ def _product(weights: np.ndarray, planes: np.ndarray, out: np.ndarray) -> np.nda
     np.matmul(weights, planes.reshape(len(planes), *shape).transpose(1, 0, 2),
               out=out.reshape(len(out), *shape).transpose(1, 0, 2))
     return out
+
+
+def _longest_prefix(stakes: np.ndarray, tiles: np.ndarray, tolerance: float) -> int:
+    """Return the largest n for which stakes[:, :n] @ tiles[:n] is nowhere above tolerance."""
+    low, high = 0, len(tiles)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if (stakes[:, :middle] @ tiles[:middle]).max() <= tolerance:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 @dataclass
@@ -227,8 +237,10 @@ class CpuReadout:
         """
         maps = check_maps(maps)
         plan = self._plan_for(mask_logits, probabilities, network_size, output_size)
+        if not maps:
+            return Maps()
         scores = self._scores(plan, mask_logits, probabilities)
-        return self._maps(plan, scores, settings, maps, tuple(network_size))
+        return self._maps(scores, tuple(output_size), settings, maps)
 
     def scores(self, mask_logits: np.ndarray, probabilities: np.ndarray,
                network_size: tuple[int, int]) -> np.ndarray:
@@ -250,12 +262,9 @@ class CpuReadout:
                 f'a map holds 1 to {UNKNOWN_ID} classes, not {probabilities.shape[1]}')
         if min(*network_size, *output_size) < 1:
             raise ValueError(f'sizes must be positive: {network_size}, {output_size}')
-        key = (mask_logits.shape, probabilities.shape[1], tuple(network_size),
-               tuple(output_size))
+        key = (mask_logits.shape, probabilities.shape[1], tuple(network_size))
         if key != self._plan_key:
-            self._plan = _Plan(mask_logits.shape, probabilities.shape[1], network_size,
-                               output_size)
-            self._plan_key = key
+            self._plan, self._plan_key = _Plan(*key), key
         return self._plan
 
     def _share(self, task, items) -> list:
@@ -280,44 +289,42 @@ class CpuReadout:
             plan.scores[...] = plan.low_scores[:, 1:-1]
             self.exact_fraction = 0.0
             return plan.scores
-        exact = self._exact_queries(plan, weights)
-        self.exact_fraction = float(exact.mean())
-        blocks = [(j, i) for j in range(len(plan.rows)) for i in range(len(plan.columns))]
+        blocks = self._exact_queries(plan, weights)
+        self.exact_fraction = (
+            sum(len(queries) for *_, queries in blocks) / (len(blocks) * len(mask_logits)))
 
         def evaluate(worker, share):
-            for j, i in share:
-                self._evaluate(plan, self._scratch[worker], weights, j, i,
-                               np.flatnonzero(exact[:, j, i]))
+            for j, i, queries in share:
+                self._evaluate(plan, self._scratch[worker], weights, j, i, queries)
 
         self._share(evaluate, blocks)
         return plan.scores
 
-    def _exact_queries(self, plan: _Plan, weights) -> np.ndarray:
-        """Return bool [N, rows, columns]: the queries that each block has to evaluate."""
+    def _exact_queries(self, plan: _Plan, weights) -> list[tuple[int, int, np.ndarray]]:
+        """Return (row, column, queries to evaluate) of each block."""
         count, _, width = plan.tanh.shape
-        rows, columns = len(plan.rows), len(plan.columns)
-        high = np.empty((count, rows, width), np.float32)
+        high = np.empty((count, len(plan.rows), width), np.float32)
         low = np.empty_like(high)
         for j, band in enumerate(plan.rows):
             np.max(plan.tanh[:, band.in0:band.in1], axis=1, out=high[:, j])
             np.min(plan.tanh[:, band.in0:band.in1], axis=1, out=low[:, j])
         # Columns first: the reductions below then run along contiguous memory.
         high, low = cv2.transpose(high.reshape(-1, width)), cv2.transpose(low.reshape(-1, width))
-        # Tiles that the last block lacks count as flat.
-        tiles = min(len(plan.tiles), BLOCK_TILES)
-        spread = np.zeros((columns * tiles, count * rows), np.float32)
+        spread = np.empty((len(plan.tiles), count * len(plan.rows)), np.float32)
         for i, tile in enumerate(plan.tiles):
             np.subtract(high[tile.in0:tile.in1].max(axis=0), low[tile.in0:tile.in1].min(axis=0),
                         out=spread[i])
-        tiles = cv2.transpose(spread).reshape(count, rows * columns, tiles)
+        spread = cv2.transpose(spread).reshape(count, len(plan.rows), len(plan.tiles))
         # What a query may do to each class, and last to the score, in tolerances.
-        stakes = np.concatenate([weights, weights.sum(axis=0)[None] / SCORE_TOLERANCES]).T
-        order = np.argsort(tiles.max(axis=-1) * stakes.max(axis=1)[:, None], axis=0)
-        tiles = np.take_along_axis(tiles, order[..., None], axis=0)
-        error = np.cumsum(tiles[..., None] * stakes[order][:, :, None], axis=0)
-        exact = np.empty(order.shape, bool)
-        np.put_along_axis(exact, order, error.max(axis=(2, 3)) > self.tolerance, axis=0)
-        return exact.reshape(count, rows, columns)
+        stakes = np.concatenate([weights, weights.sum(axis=0)[None] / SCORE_TOLERANCES])
+        found = []
+        for j in range(len(plan.rows)):
+            for i in range(len(plan.columns)):
+                tiles = spread[:, j, i * BLOCK_TILES:(i + 1) * BLOCK_TILES]
+                order = np.argsort(tiles.max(axis=1) * stakes.max(axis=0))
+                skipped = _longest_prefix(stakes[:, order], tiles[order], self.tolerance)
+                found.append((j, i, np.sort(order[skipped:])))
+        return found
 
     @staticmethod
     def _evaluate(plan: _Plan, scratch: _Scratch, weights, j: int, i: int, queries) -> None:
@@ -351,17 +358,15 @@ class CpuReadout:
         joined[count:] = full[count:]
         block[...] = _product(share, joined, scratch.get('block', block.shape))
 
-    def _maps(self, plan: _Plan, scores, settings: ReadoutSettings, maps: frozenset,
-              network_size: tuple[int, int]) -> Maps:
+    def _maps(self, scores, size: tuple[int, int], settings: ReadoutSettings,
+              maps: frozenset) -> Maps:
         want_mask = 'anomaly_mask' in maps or ('semantic' in maps and settings.mark_unknown)
         want_score = 'anomaly_score' in maps or want_mask
         want_ids = 'semantic' in maps
         want_best = want_ids or 'confidence' in maps
-        if not want_best and not want_score:
-            return Maps()
 
         def reduce(worker, classes):
-            return self._reduce(plan, self._scratch[worker], scores, classes,
+            return self._reduce(self._scratch[worker], scores, size, classes,
                                 want_ids, want_best, want_score)
 
         first, *others = self._share(reduce, range(len(scores)))
@@ -378,7 +383,7 @@ class CpuReadout:
             score = np.subtract(np.float32(1), first.score)
         if want_mask:
             mask = clean_mask(score >= np.float32(settings.anomaly_threshold),
-                              settings.scaled_min_area(network_size, plan.output_size))
+                              settings.scaled_min_area(scores.shape[1:], size))
         if want_ids:
             ids = first.ids.copy()
             if settings.min_confidence > 0:
@@ -392,10 +397,9 @@ class CpuReadout:
                     anomaly_mask=mask if 'anomaly_mask' in maps else None)
 
     @staticmethod
-    def _reduce(plan: _Plan, scratch: _Scratch, scores, classes, want_ids: bool,
+    def _reduce(scratch: _Scratch, scores, size: tuple[int, int], classes, want_ids: bool,
                 want_best: bool, want_score: bool) -> _Partial:
         """Fold some classes at output size into the best, its id and the sum of tanh."""
-        size = plan.output_size
         plane = scratch.get('plane', size)
         best = scratch.get('best', size) if want_best else None
         ids = scratch.get('ids', size, np.uint8) if want_ids else None
@@ -404,7 +408,7 @@ class CpuReadout:
         for k in classes:
             first = k == classes[0]
             level = scores[k]
-            if plan.resample:
+            if level.shape != size:
                 level = cv2.resize(level, size[::-1], dst=plane,
                                    interpolation=cv2.INTER_LINEAR)
             if want_best and first:

@@ -226,6 +226,16 @@ def test_changing_geometry_and_settings():
         assert_close(maps, masks, probabilities, size, output, chosen, TOLERANCE + ROUNDING)
 
 
+def test_cameras_of_different_sizes_share_the_buffers():
+    readout = CpuReadout()
+    task = (*network(1, 6, 3, 16, 20, 6.0), (64, 80))
+    readout(*task, (64, 80), SETTINGS)
+    buffers = readout.scores(*task).ctypes.data
+    for output in ((480, 640), (30, 20), (480, 640)):
+        assert readout(*task, output, SETTINGS).semantic.shape == output
+        assert readout.scores(*task).ctypes.data == buffers
+
+
 def test_function_agrees_with_the_object():
     masks, probabilities = network(1, 6, 3, 16, 20, 6.0)
     task = (masks, probabilities, (64, 80), (64, 80), SETTINGS)
