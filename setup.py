@@ -101,7 +101,7 @@ setup(
     package_dir={'owseg_training': 'training'},
     package_data={
         NAME: ['schemas/*.json', 'nodes/*.xml'],
-        'owseg_training': ['recipes/*.yaml'],
+        'owseg_training': ['data/*.yaml', 'recipes/*.yaml'],
     },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),

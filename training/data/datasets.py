@@ -11,125 +11,59 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where data sets lie, and what a sample is."""
+"""
+The data sets by name.
+
+open_data_set('camvid', 'val') finds a set at OWSEG_DATA, at ../shared/data, or at a path; its
+items, classes and labels look the same whatever the set.  Importable from here:
+
+DataSet, Item, ClassSpec, DataError, data_root, read_image, read_label, read_items, and the sets.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-import json
-import os
 from pathlib import Path
 
-import cv2
 import numpy as np
+from owseg_training.data.anomaly_sets import (
+    FishyscapesLostAndFound, FishyscapesStatic, LostAndFound, RoadAnomaly, RoadAnomaly21,
+    RoadObstacle21)
+from owseg_training.data.cutouts import CocoCutouts, Cutout, CutoutFolder
+from owseg_training.data.dataset import (
+    data_root, DataError, DataSet, Item, read_image, read_label, VOID)
+from owseg_training.data.label_sets import class_map, ClassMap, ClassSpec, label_set
+from owseg_training.data.street_scenes import (
+    Bdd100k, CamSeq01, CamVid, CamVid32, Cityscapes, Comma10k, Idd, IddLite, ImageFolder)
 
-VOID = 255
+__all__ = [
+    'Bdd100k', 'CamSeq01', 'CamVid', 'CamVid32', 'Cityscapes', 'class_map', 'ClassMap',
+    'ClassSpec', 'CocoCutouts', 'Comma10k', 'Cutout', 'CUTOUT_SETS', 'CutoutFolder', 'data_root',
+    'DATA_SETS', 'DataError', 'DataSet', 'FishyscapesLostAndFound', 'FishyscapesStatic', 'Idd',
+    'IddLite', 'ImageFolder', 'Item', 'label_set', 'LostAndFound', 'open_data_set',
+    'read_image', 'read_items', 'read_label', 'RoadAnomaly', 'RoadAnomaly21', 'RoadObstacle21',
+    'VOID']
+
+DATA_SETS: dict[str, type[DataSet]] = {
+    cls.name: cls for cls in (
+        Cityscapes, CamVid, CamVid32, CamSeq01, Idd, IddLite, Bdd100k, Comma10k, LostAndFound,
+        RoadAnomaly, RoadAnomaly21, RoadObstacle21, FishyscapesLostAndFound, FishyscapesStatic,
+        ImageFolder)}
+
+CUTOUT_SETS = {cls.name: cls for cls in (CocoCutouts, CutoutFolder)}
 
 
-class DataError(RuntimeError):
-    """Data that is missing or unreadable; the message says how the folder must look."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One labelled picture on disk; label ids as stored, 255 is void."""
-
-    name: str
-    image: Path
-    label: Path
-
-
-@dataclass(frozen=True)
-class ClassSpec:
-    """A class of a data set: name and display colour (RGB)."""
-
-    name: str
-    color: tuple[int, int, int]
-
-
-def data_root(root: str | Path | None = None) -> Path:
+def open_data_set(name: str, split: str | None = None,
+                  root: str | Path | None = None) -> DataSet:
     """
-    Find the folder that holds the data sets.
+    Open a labelled set by name.
 
-    Order: the argument, the environment variable OWSEG_DATA, `../shared/data` beside the project.
-    Raises DataError when there is none.
+    split: None for its default; root: see DataSet.  Raises DataError where the name is unknown
+    or something is missing.
     """
-    candidates = [Path(root)] if root else []
-    if not candidates and 'OWSEG_DATA' in os.environ:
-        candidates = [Path(os.environ['OWSEG_DATA'])]
-    if not candidates:
-        candidates = [Path(__file__).resolve().parents[3] / 'shared' / 'data']
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
-    raise DataError(f'no data folder at {candidates[0]}; set OWSEG_DATA to the folder that holds '
-                    'camvid/, road_anomaly/, ...')
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read a picture as RGB uint8 [H, W, 3]; raises DataError when it cannot be decoded."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f'cannot read the image {path}')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def read_label(path: Path) -> np.ndarray:
-    """Read a single-channel PNG of ids as uint8 [H, W]; raises DataError otherwise."""
-    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if label is None or label.ndim != 2 or label.dtype != np.uint8:
-        raise DataError(f'{path} must be a single-channel 8-bit PNG of class ids')
-    return label
-
-
-class CamVid:
-    """
-    CamVid in the SegNet split, 11 classes, 480x360.
-
-    Folder: camvid/{classes.json, train.txt, val.txt, images/<name>.jpg, labels/<name>.png}.
-    Raises DataError when something of this is missing.
-    """
-
-    def __init__(self, split: str, root: str | Path | None = None) -> None:
-        self.folder = data_root(root) / 'camvid'
-        listing = self.folder / f'{split}.txt'
-        if not listing.is_file():
-            raise DataError(f'{listing} is missing; CamVid needs camvid/ with classes.json, '
-                            'train.txt, val.txt, images/<name>.jpg and labels/<name>.png')
-        spec = json.loads((self.folder / 'classes.json').read_text())
-        self.classes = tuple(
-            ClassSpec(c['name'], tuple(c['colour']))
-            for c in sorted(spec['classes'], key=lambda c: c['id']))
-        stems = [Path(line).stem for line in listing.read_text().split()]
-        self.items = tuple(
-            Item(stem, self.folder / 'images' / f'{stem}.jpg',
-                 self.folder / 'labels' / f'{stem}.png') for stem in stems)
-        missing = [i.name for i in self.items if not (i.image.is_file() and i.label.is_file())]
-        if missing:
-            raise DataError(f'{self.folder}: {len(missing)} of {len(self.items)} pictures of '
-                            f'{split} lack an image or a label, first {missing[0]}')
-
-
-class RoadAnomaly:
-    """
-    RoadAnomaly (EPFL): road pictures with unusual objects; mask 1 is anomaly, 255 void.
-
-    Folder: road_anomaly/{images/<name>.jpg, masks/<name>.png}.
-    Raises DataError when something of this is missing.
-    """
-
-    def __init__(self, root: str | Path | None = None) -> None:
-        self.folder = data_root(root) / 'road_anomaly'
-        images = sorted((self.folder / 'images').glob('*'))
-        if not images:
-            raise DataError(f'{self.folder}/images holds no pictures; RoadAnomaly needs '
-                            'images/<name>.jpg and masks/<name>.png')
-        self.items = tuple(
-            Item(p.stem, p, self.folder / 'masks' / f'{p.stem}.png') for p in images)
-        missing = [i.name for i in self.items if not i.label.is_file()]
-        if missing:
-            raise DataError(f'{self.folder}/masks lacks {missing[0]}.png')
+    if name not in DATA_SETS:
+        raise DataError(f'no data set {name!r}; known: {", ".join(DATA_SETS)}')
+    return DATA_SETS[name](split=split, root=root)
 
 
 def read_items(items: Sequence[Item]) -> list[tuple[np.ndarray, np.ndarray]]:
