@@ -54,16 +54,70 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from owseg_ros.segmenter import Segmenter
-    from owseg_training.data.datasets import CamVid, RoadAnomaly
-    from owseg_training.evaluate.bundle_figures import evaluate_anomaly, evaluate_closed_set
+    from owseg_training.data.datasets import open_data_set
+    from owseg_training.evaluate.evaluation import evaluate, Options
+    from owseg_training.evaluate.predictors import open_predictor
+    from owseg_training.evaluate.tables import markdown, plain, write_report
 
-    segmenter = Segmenter(options.bundle)
-    figures = {
-        'camvid_val': evaluate_closed_set(segmenter, CamVid('val', options.data).items),
-        'road_anomaly': evaluate_anomaly(segmenter, RoadAnomaly(options.data).items),
-    }
-    print(json.dumps(figures, indent=2))
+    if (options.save_scores or options.worst) and options.out is None:
+        raise ConfigError('--save-scores and --worst need --out, the folder to write to')
+    wanted = options.data_set or [('camvid', 'val', None), ('road_anomaly', None, None)]
+    data_sets = [open_data_set(name, split, root or options.data)
+                 for name, split, root in wanted]
+    predictor = open_predictor(options.model, label_set_name=options.label_set,
+                               providers=options.providers.split(','), threads=options.threads)
+    report = evaluate(predictor, data_sets, Options(
+        out=options.out, save_scores=options.save_scores, worst=options.worst,
+        regions=not options.no_regions, threshold=options.threshold, track=options.track,
+        class_map=options.class_map, limit=options.limit))
+    if options.out is not None:
+        write_report(report, options.out)
+    print(json.dumps(plain(report), indent=2) if options.json else markdown(report))
+
+
+class _DataSetOption(argparse.Action):
+    """Collect --data-set NAME[:split], each with the --root that follows it."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        chosen = list(getattr(namespace, 'data_set', None) or [])
+        if option_string == '--root':
+            if not chosen:
+                parser.error('--root belongs to the --data-set before it; --data names the '
+                             'folder of all data sets')
+            chosen[-1] = (*chosen[-1][:2], value)
+        else:
+            name, _, split = value.partition(':')
+            chosen.append((name, split or None, None))
+        namespace.data_set = chosen
+
+
+def _add_evaluate(stages: argparse._SubParsersAction) -> None:
+    evaluate = stages.add_parser('evaluate', help='figures of a bundle or a run on data sets')
+    evaluate.add_argument('model', type=Path, help='folder of a bundle or of a run')
+    evaluate.add_argument('--data-set', action=_DataSetOption, metavar='NAME[:SPLIT]',
+                          help='repeatable; default: camvid:val and road_anomaly')
+    evaluate.add_argument('--root', action=_DataSetOption, dest='data_set', metavar='PATH',
+                          help='where the data set named before lies')
+    evaluate.add_argument('--data', help='folder of all data sets')
+    evaluate.add_argument('--out', type=Path, help='folder for evaluation.md and .json')
+    evaluate.add_argument('--json', action='store_true', help='print JSON instead of Markdown')
+    evaluate.add_argument('--save-scores', choices=('png', 'npy'), nargs='?', const='png',
+                          help='write anomaly scores as 16-bit PNG or float32 npy to --out')
+    evaluate.add_argument('--worst', type=int, default=0, metavar='N',
+                          help='write pictures of the N worst frames of each set to --out')
+    evaluate.add_argument('--track', choices=('anomaly', 'obstacle'),
+                          help="minimum component sizes (default: the data set's track)")
+    evaluate.add_argument('--threshold', type=float,
+                          help="operating point of the anomaly score (default: the bundle's)")
+    evaluate.add_argument('--class-map', type=Path,
+                          help="YAML of names, from the data set's classes to the model's")
+    evaluate.add_argument('--label-set', help='classes of a run that does not name them')
+    evaluate.add_argument('--no-regions', action='store_true',
+                          help='leave out Grounding mIoU and mask recall')
+    evaluate.add_argument('--limit', type=int, help='only the first frames of each set')
+    evaluate.add_argument('--providers', default='cpu', help='of ONNX Runtime: cuda,cpu')
+    evaluate.add_argument('--threads', type=int, default=0, help='0: one a core')
+    evaluate.set_defaults(run_command=_evaluate)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -112,10 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help='real frames on which ONNX must equal torch')
     export.set_defaults(run_command=_export)
 
-    evaluate = stages.add_parser('evaluate', help='closed-set and anomaly figures of a bundle')
-    evaluate.add_argument('bundle', type=Path)
-    evaluate.add_argument('--data', help='folder of the data sets')
-    evaluate.set_defaults(run_command=_evaluate)
+    _add_evaluate(stages)
 
     convert = stages.add_parser('convert', help='take over a checkpoint from outside')
     convert.add_argument('checkpoint', type=Path,

@@ -24,7 +24,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from owseg_training.data.dataset import data_root, DataError, read_image
+from owseg_training.data.dataset import data_root, read_image
+from owseg_training.data.errors import DataError
 
 # Categories of COCO that are classes of Cityscapes: no outliers on a road.
 COCO_ROAD_CATEGORIES = ('person', 'bicycle', 'car', 'motorcycle', 'bus', 'train', 'truck',

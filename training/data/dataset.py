@@ -26,13 +26,10 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
+from owseg_training.data.errors import DataError
 from owseg_training.data.label_sets import class_map, ClassMap, ClassSpec, label_set, label_set_of
 
 VOID = 255
-
-
-class DataError(RuntimeError):
-    """Data that is missing or unreadable; the message says how the folder must look."""
 
 
 @dataclass(frozen=True)

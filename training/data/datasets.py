@@ -30,19 +30,19 @@ from owseg_training.data.anomaly_sets import (
     FishyscapesLostAndFound, FishyscapesStatic, LostAndFound, RoadAnomaly, RoadAnomaly21,
     RoadObstacle21)
 from owseg_training.data.cutouts import CocoCutouts, Cutout, CutoutFolder
-from owseg_training.data.dataset import (
-    data_root, DataError, DataSet, Item, read_image, read_label, VOID)
+from owseg_training.data.dataset import data_root, DataSet, Item, read_image, read_label, VOID
+from owseg_training.data.errors import ClassMapError, DataError
 from owseg_training.data.label_sets import class_map, ClassMap, ClassSpec, label_set
 from owseg_training.data.street_scenes import (
     Bdd100k, CamSeq01, CamVid, CamVid32, Cityscapes, Comma10k, Idd, IddLite, ImageFolder)
 
 __all__ = [
     'Bdd100k', 'CamSeq01', 'CamVid', 'CamVid32', 'Cityscapes', 'class_map', 'ClassMap',
-    'ClassSpec', 'CocoCutouts', 'Comma10k', 'Cutout', 'CUTOUT_SETS', 'CutoutFolder', 'data_root',
-    'DATA_SETS', 'DataError', 'DataSet', 'FishyscapesLostAndFound', 'FishyscapesStatic', 'Idd',
-    'IddLite', 'ImageFolder', 'Item', 'label_set', 'LostAndFound', 'open_data_set',
-    'read_image', 'read_items', 'read_label', 'RoadAnomaly', 'RoadAnomaly21', 'RoadObstacle21',
-    'VOID']
+    'ClassMapError', 'ClassSpec', 'CocoCutouts', 'Comma10k', 'Cutout', 'CUTOUT_SETS',
+    'CutoutFolder', 'data_root', 'DATA_SETS', 'DataError', 'DataSet',
+    'FishyscapesLostAndFound', 'FishyscapesStatic', 'Idd', 'IddLite', 'ImageFolder', 'Item',
+    'label_set', 'LostAndFound', 'open_data_set', 'read_image', 'read_items', 'read_label',
+    'RoadAnomaly', 'RoadAnomaly21', 'RoadObstacle21', 'VOID']
 
 DATA_SETS: dict[str, type[DataSet]] = {
     cls.name: cls for cls in (

@@ -27,14 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from owseg_training.data.errors import ClassMapError
 import yaml
 
 VOID = 255
 TABLES = Path(__file__).parent / 'class_maps.yaml'
-
-
-class ClassMapError(ValueError):
-    """A label set or a map that does not exist or does not fit."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from owseg_training.data.dataset import (
-    beside, color_decoder, DataError, DataSet, Layout, swapped, table_decoder)
+    beside, color_decoder, DataSet, Layout, swapped, table_decoder)
+from owseg_training.data.errors import DataError
 from owseg_training.data.label_sets import label_set
 
 # labelIds of Cityscapes in the order of its 19 trainIds.
