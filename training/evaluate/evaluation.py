@@ -210,13 +210,17 @@ def _class_pictures(predictor: Predictor, data_set: DataSet, prediction_map: Cla
         rows.append((f'{item.name}: {error:.1%} of pixels wrong', [
             image, render.colorize(ids, palette), render.colorize(label, palette), wrong]))
         named.append({'name': item.name, 'error': error})
-    _save_sheet(rows, ('frame', 'prediction', 'label', 'wrong'), data_set, options)
+    names = [c.name for c in data_set.classes] or predictor.class_names
+    legend = render.legend([(n, palette[i]) for i, n in enumerate(names)], 1400)
+    _save_sheet(rows, ('frame', 'prediction', 'label', 'wrong'), data_set, options, legend)
     return named
 
 
-def _save_sheet(rows: list, headers: Sequence[str], data_set: DataSet, options: Options) -> None:
+def _save_sheet(rows: list, headers: Sequence[str], data_set: DataSet, options: Options,
+                footer: np.ndarray | None = None) -> None:
     if rows and options.out is not None:
-        sheet = render.contact_sheet(rows, headers, f'{data_set.title} {data_set.split}: worst')
+        sheet = render.contact_sheet(
+            rows, headers, f'{data_set.title} {data_set.split}: worst', footer=footer)
         _write(options.out / f'worst_{data_set.key}.jpg', sheet[..., ::-1])
 
 
