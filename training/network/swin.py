@@ -116,7 +116,9 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(x.shape[0] // mask.shape[0], 1, 1, 1)
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        # The copy is for ONNX export: kernels of attention differ in the strides of their result.
+        attended = attended.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        return self.proj(attended.flatten(2))
 
 
 class MLP(nn.Module):
@@ -251,7 +253,8 @@ class SwinTransformer(nn.Module):
                 raise ValueError(f'{width} channels do not divide into {count} heads')
         self.channels = dict(zip(self.strides, widths))
         self.patch_embed = PatchEmbedding(embed_dim)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        last = max(1, sum(depths) - 1)
+        rates = iter([drop_path * index / last for index in range(sum(depths))])
         self.layers = nn.ModuleList(
             SwinStage(widths[stage], heads[stage], window, mlp_ratio, qkv_bias,
                       [next(rates) for _ in range(depths[stage])], downsample=stage < 3)
