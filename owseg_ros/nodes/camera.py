@@ -131,7 +131,9 @@ class CameraNode(Node):
                 return
             name = self._table['source']
             try:
-                source = open_source(name, **self._size(name), loop=self._table['loop'])
+                source = open_source(
+                    name, loop=self._table['loop'], width=self._table['width'],
+                    height=self._table['height'])
             except OwsegError as error:
                 self._fail(f'source {name}: {error}')
                 self._changed.wait(RETRY_SECONDS)
@@ -222,7 +224,7 @@ class CameraNode(Node):
             cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
 
     def _size(self, name: str) -> dict[str, Any]:
-        return {}
+        return {'width': self._table['width'], 'height': self._table['height']}
 
     def _period(self, source: Any) -> float:
         return 1.0 / (self._table['rate'] or source.fps or DEFAULT_RATE)
