@@ -132,30 +132,28 @@ class _Canvas:
                            (self.height - array[:, 1]) * self.scale], 1)
         return np.round(pixels * 16).astype(np.int32)
 
-    def paint(self, mask: np.ndarray, color, label: int, grain: float = 6.0,
-              shade: float = 0.0) -> None:
-        """Paint where mask float [h, w] is; shade darkens to the right, grain adds texture."""
-        height, width = mask.shape
-        paint = np.empty((height, width, 3), np.float32)
+    def polygon(self, points, color, label: int, grain: float = 6.0, shade: float = 0.0) -> None:
+        """Fill a polygon given in metres; shade darkens to the right, grain adds texture."""
+        corners = self.points(points)
+        rows, columns = self.alpha.shape
+        x0, y0 = np.maximum(corners.min(0) // 16 - 1, 0)
+        x1, y1 = np.minimum(corners.max(0) // 16 + 2, (columns, rows))
+        if x1 <= x0 or y1 <= y0:
+            return
+        mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
+        cv2.fillPoly(mask, [corners - np.int32([x0 * 16, y0 * 16])], 255, cv2.LINE_AA, 4)
+        cover = mask.astype(np.float32) / 255
+        paint = np.empty((*mask.shape, 3), np.float32)
         paint[:] = color
         if grain:
-            noise = self.rng.normal(0, grain, (height // 2 + 1, width // 2 + 1))
-            noise = cv2.resize(noise.astype(np.float32), (width, height))
-            paint += noise[..., None]
+            noise = self.rng.normal(0, grain, (mask.shape[0] // 2 + 1, mask.shape[1] // 2 + 1))
+            paint += cv2.resize(noise.astype(np.float32), mask.shape[::-1])[..., None]
         if shade:
-            columns = np.flatnonzero(mask.any(0))
-            if len(columns):
-                ramp = np.clip((np.arange(width) - columns[0]) / max(1, np.ptp(columns)), 0, 1)
-                paint *= (1 + shade * (0.5 - ramp))[None, :, None]
-        self.color += mask[..., None] * (paint - self.color)
-        self.alpha = np.maximum(self.alpha, mask)
-        self.labels[mask > 0.5] = label
-
-    def polygon(self, points, color, label: int, **style) -> None:
-        """Fill a polygon given in metres."""
-        mask = np.zeros(self.alpha.shape, np.uint8)
-        cv2.fillPoly(mask, [self.points(points)], 255, cv2.LINE_AA, 4)
-        self.paint(mask.astype(np.float32) / 255, color, label, **style)
+            paint *= (1 + shade * (0.5 - np.linspace(0, 1, mask.shape[1])))[None, :, None]
+        window = slice(y0, y1), slice(x0, x1)
+        self.color[window] += cover[..., None] * (paint - self.color[window])
+        self.alpha[window] = np.maximum(self.alpha[window], cover)
+        self.labels[window][cover > 0.5] = label
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, color, label: int,
                 angle: float = 0.0, **style) -> None:
@@ -287,7 +285,6 @@ def _tree(rng: np.random.Generator) -> _Sprite:
     canvas.limb((0, 0), (0.1, height - crown), 0.36, 0.24, bark, TREE, shade=0.7, grain=12)
     green = np.array([62, 84, 38]) * rng.uniform(0.7, 1.25) + rng.uniform(-12, 12, 3)
     middle = height - crown - 0.2
-    shape = canvas.alpha.shape
     for layer in range(3):
         for _ in range(34):
             angle, radius = rng.uniform(0, 2 * math.pi), crown * math.sqrt(rng.uniform(0, 1))
@@ -295,13 +292,10 @@ def _tree(rng: np.random.Generator) -> _Sprite:
             size = rng.uniform(0.22, 0.62) * (1.15 - 0.2 * layer)
             # Leaves towards the upper left catch the light.
             lit = 0.62 + 0.22 * layer + 0.16 * (y - middle - x) / crown
-            mask = np.zeros(shape, np.uint8)
             spokes = np.linspace(0, 2 * math.pi, 13, endpoint=False)
             ragged = size * rng.uniform(0.6, 1.2, 13)
-            cv2.fillPoly(mask, [canvas.points(np.stack(
-                [x + ragged * np.cos(spokes), y + ragged * np.sin(spokes)], 1))], 255,
-                cv2.LINE_AA, 4)
-            canvas.paint(mask.astype(np.float32) / 255, green * lit, TREE, grain=17)
+            canvas.polygon(np.stack([x + ragged * np.cos(spokes), y + ragged * np.sin(spokes)], 1),
+                           green * lit, TREE, grain=17)
     return canvas.sprite()
 
 
@@ -387,7 +381,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], *sizes: int) -> np.
 
 
 def _wall_strip(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Facades, hedges and fences along one side: RGBA float32 [h, n, 4] and labels [h, n]."""
+    """Facades, hedges and fences along a side: premultiplied RGBA [h, n, 4], labels [h, n]."""
     height, length = round(WALL_HEIGHT * WALL_SCALE), round(PERIOD * WALL_SCALE)
     rgba = np.zeros((height, length, 4), np.float32)
     labels = np.full((height, length), SKY, np.uint8)
@@ -408,6 +402,7 @@ def _wall_strip(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         rgba[:, section, :3] += noise * grain[:, section]
         at += size
     rgba[..., :3] = np.clip(rgba[..., :3], 0, 255) * rgba[..., 3:]
+    rgba[..., 3] *= 255
     return rgba, labels
 
 
@@ -527,14 +522,14 @@ def _halve(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _pyramid(array: np.ndarray, axis: int) -> list[np.ndarray]:
-    """Levels of detail along one axis, the other softened to match; uint8 at the end."""
+    """Levels of detail along one axis, the other softened to match, as uint8."""
     levels, current = [], array
     for level in range(LEVELS):
         soft = current
         if level:
             blur = (2 * level + 1, 1) if axis == 0 else (1, 2 * level + 1)
             soft = cv2.blur(current, blur)
-        levels.append(np.clip(soft, 0, 255).astype(np.float32))
+        levels.append(cv2.convertScaleAbs(soft.reshape(len(soft), -1)).reshape(soft.shape))
         if current.shape[axis] % 2:
             break
         current = _halve(current, axis)
@@ -558,7 +553,7 @@ class _Plane:
         index = np.minimum(index, self.labels.shape[self.axis] - 1)
         shape = list(self.levels[0].shape)
         shape[self.axis] = len(z)
-        lines = np.empty(shape, np.float32)
+        lines = np.empty(shape, np.uint8)
         for value in np.unique(level):
             at = np.flatnonzero(level == value)
             source = self.levels[value]
@@ -795,13 +790,13 @@ class StreetScene:
         lines, label_lines = self._ground_plane.pick(
             camera + self._ground_z, self._ground_footprint)
         ground = cv2.remap(lines, *self._ground_map, cv2.INTER_LINEAR,
-                           borderMode=cv2.BORDER_REPLICATE)
+                           borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
         haze = self._haze_ground[first:]
         image[first:] = ground + haze * (self.haze - ground)
         labels[first:] = cv2.remap(label_lines, *self._ground_map, cv2.INTER_NEAREST,
                                    borderMode=cv2.BORDER_REPLICATE)
         z = camera + self._wall_z
-        rgba = np.empty((round(WALL_HEIGHT * WALL_SCALE), self.width, 4), np.float32)
+        rgba = np.empty((round(WALL_HEIGHT * WALL_SCALE), self.width, 4), np.uint8)
         ids = np.empty(rgba.shape[:2], np.uint8)
         for plane, columns in zip(self._wall_planes, (~self._wall_side, self._wall_side)):
             rgba[:, columns], ids[:, columns] = plane.pick(
@@ -810,8 +805,8 @@ class StreetScene:
                          borderMode=cv2.BORDER_REPLICATE)
         wall_labels = cv2.remap(ids, *self._wall_map, cv2.INTER_NEAREST,
                                 borderMode=cv2.BORDER_REPLICATE)
-        alpha = np.clip(wall[..., 3:], 0, 1) * self._wall_on[..., None]
-        color = wall[..., :3] * self._wall_on[..., None]
+        wall = wall * self._wall_on[..., None]
+        alpha, color = wall[..., 3:] / np.float32(255), wall[..., :3]
         color += self._haze_wall * (self.haze * alpha - color)
         image *= 1 - alpha
         image += color

@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from owseg_ros.scene import StreetScene
 from owseg_training.config import DataConfig
@@ -25,6 +27,8 @@ from torch.utils.data import Dataset
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+# Making a street takes most of a second and some 25 MB; its frames are cheap.
+STREETS = 24
 
 
 def normalize(image: np.ndarray) -> torch.Tensor:
@@ -75,10 +79,13 @@ class ClosedSetStream(Dataset):
 
     @staticmethod
     def _street(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        scene = StreetScene(width=480, height=360, seed=int(rng.integers(2 ** 31)),
-                            hazards=False)
-        frame = scene.render(int(rng.integers(600)))
+        frame = _scene(int(rng.integers(STREETS))).render(int(rng.integers(3000)))
         return frame.image, frame.labels
+
+
+@functools.lru_cache(maxsize=STREETS)
+def _scene(seed: int) -> StreetScene:
+    return StreetScene(width=480, height=360, seed=1000 + seed, hazards=False)
 
 
 def closed_set_stream(config: DataConfig, seed: int, length: int) -> ClosedSetStream:
