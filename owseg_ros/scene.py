@@ -180,10 +180,15 @@ class _Canvas:
         return _Sprite(np.dstack([color, self.alpha]), self.labels, self.width, self.height)
 
 
+def _cloth(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+    """A muted colour: people seldom wear neon."""
+    return np.clip(rng.uniform(low, high) + rng.normal(0, 24, 3), 12, 235)
+
+
 def _pedestrian(rng: np.random.Generator, phase: float) -> _Sprite:
     canvas = _Canvas(1.0, 1.9, 72, rng)
     skin = np.array([205, 165, 140]) * rng.uniform(0.55, 1.0)
-    top, legs = rng.uniform(25, 190, 3), rng.uniform(20, 110, 3)
+    top, legs = _cloth(rng, 30, 170), _cloth(rng, 25, 95)
     stride = 0.22 * math.sin(2 * math.pi * phase)
     for sign in (-1, 1):
         knee = (sign * stride * 0.6, 0.48)
@@ -204,7 +209,7 @@ def _bicyclist(rng: np.random.Generator, phase: float) -> _Sprite:
     canvas = _Canvas(0.9, 1.85, 72, rng)
     canvas.ellipse(0, 0.34, 0.05, 0.34, (28, 28, 30), BICYCLIST)
     canvas.limb((-0.3, 1.0), (0.3, 1.0), 0.04, 0.04, (40, 40, 45), BICYCLIST)
-    top, legs = rng.uniform(60, 235, 3), rng.uniform(20, 80, 3)
+    top, legs = _cloth(rng, 70, 210), _cloth(rng, 25, 75)
     lift = 0.13 * math.sin(2 * math.pi * phase)
     for sign in (-1, 1):
         knee = (sign * 0.17, 0.72 + sign * lift)
@@ -215,7 +220,7 @@ def _bicyclist(rng: np.random.Generator, phase: float) -> _Sprite:
     for sign in (-1, 1):
         canvas.limb((sign * 0.24, 1.42), (sign * 0.3, 1.02), 0.11, 0.08, top * 0.9, BICYCLIST)
     canvas.ellipse(0, 1.63, 0.10, 0.13, (190, 150, 125), BICYCLIST)
-    canvas.ellipse(0, 1.70, 0.13, 0.09, rng.uniform(20, 230, 3), BICYCLIST)
+    canvas.ellipse(0, 1.70, 0.13, 0.09, _cloth(rng, 40, 210), BICYCLIST)
     return canvas.sprite()
 
 
@@ -438,7 +443,7 @@ def _facade(rng: np.random.Generator, rgba: np.ndarray, labels: np.ndarray) -> f
             x += pitch
     if rng.random() < 0.5:
         door = round(rng.uniform(1, max(1.1, columns / WALL_SCALE - 2)) * WALL_SCALE)
-        paint = rng.uniform(30, 120, 3)
+        paint = _cloth(rng, 40, 110)
         rgba[rows - round(2.2 * WALL_SCALE):, door:door + round(1.1 * WALL_SCALE), :3] = paint
     base = rows - round(0.4 * WALL_SCALE)
     rgba[base:, :, :3] *= 0.7
