@@ -181,7 +181,7 @@ class _Canvas:
 
 
 def _cloth(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
-    """A muted colour: people seldom wear neon."""
+    """Return a muted colour: people seldom wear neon."""
     return np.clip(rng.uniform(low, high) + rng.normal(0, 24, 3), 12, 235)
 
 
