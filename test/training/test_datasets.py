@@ -20,8 +20,8 @@ import numpy as np
 from owseg_training.data.cutouts import decode_rle
 from owseg_training.data.dataset import color_decoder
 from owseg_training.data.datasets import (
-    CamVid, CocoCutouts, CutoutFolder, DATA_SETS, DataError, Item, open_data_set, read_items,
-    RoadAnomaly)
+    CamVid, CocoCutouts, CutoutFolder, DATA_SETS, DataError, Item, open_cutouts, open_data_set,
+    read_items, RoadAnomaly)
 from owseg_training.data.label_sets import (
     class_map, ClassMapError, common_label_set, label_set, label_set_of, label_sets,
     load_class_map, map_by_names)
@@ -221,6 +221,10 @@ def test_plain_folder(tmp_path):
     assert few.label_set is None and few.key == 'folder_few'
     with pytest.raises(DataError, match='many.txt is missing'):
         open_data_set('folder', 'many', tmp_path / 'classes')
+    for broken in ('{', '{"classes": [{"id": 0}]}', '[]'):
+        (tmp_path / 'classes' / 'classes.json').write_text(broken)
+        with pytest.raises(DataError, match='"colour"'):
+            open_data_set('folder', root=tmp_path / 'classes')
     odd = open_data_set('folder', root=tmp_path / 'odd')
     assert odd.kind == 'anomaly' and decoded(odd)[:3] == [1, 0, 255]
     (tmp_path / 'odd' / 'masks' / 'b.png').unlink()
@@ -336,7 +340,9 @@ def test_coco_cutouts(tmp_path):
     cars = CocoCutouts('val2017', tmp_path, categories=['car'], exclude=(), min_area=0)
     assert [i.category for i in cars.items] == ['car']
     with pytest.raises(DataError, match='instances_train2017.json'):
-        CocoCutouts('train2017', tmp_path)
+        open_cutouts('coco', 'train2017', tmp_path)
+    with pytest.raises(DataError, match='coco, cutouts'):
+        open_cutouts('lvis', root=tmp_path)
 
 
 def test_every_map_is_between_known_classes():
@@ -384,6 +390,9 @@ def test_maps_of_ones_own(tmp_path):
         map_by_names(cityscapes, label_set('camvid_11'), {'rode': 'Road'})
     with pytest.raises(ClassMapError, match='do not meet'):
         found.then(class_map('idd_26', 'cityscapes_19'))
+    path.write_text('a: [')
+    with pytest.raises(ClassMapError, match='no YAML'):
+        load_class_map(path, cityscapes, label_set('camvid_11'))
     path.write_text('- road')
     with pytest.raises(ClassMapError, match='mapping'):
         load_class_map(path, cityscapes, label_set('camvid_11'))
@@ -433,6 +442,6 @@ def test_real_camseq01_maps_to_the_labels_of_camvid():
 
 
 def test_real_cutouts():
-    objects = CutoutFolder(data_root())
+    objects = open_cutouts('cutouts', root=data_root())
     assert len(objects) == 96 and 'goat' in objects.categories
     assert objects.read(objects.items[0]).shape[2] == 4

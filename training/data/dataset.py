@@ -242,9 +242,13 @@ class DataSet:
         """Return the classes; those of classes.json where the folder has one."""
         listing = self.folder / 'classes.json'
         if listing.is_file():
-            spec = json.loads(listing.read_text())
-            return tuple(ClassSpec(c['name'], tuple(c['colour']))
-                         for c in sorted(spec['classes'], key=lambda c: c['id']))
+            try:
+                spec = json.loads(listing.read_text())
+                return tuple(ClassSpec(c['name'], tuple(c['colour']))
+                             for c in sorted(spec['classes'], key=lambda c: c['id']))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f'{listing} must be {{"classes": [{{"id": 0, "name": "...", '
+                                f'"colour": [r, g, b]}}, ...]}}: {error!r}') from error
         if self.label_set_name is None:
             return ()
         return label_set(self.label_set_name)

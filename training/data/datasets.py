@@ -29,7 +29,8 @@ import numpy as np
 from owseg_training.data.anomaly_sets import (
     FishyscapesLostAndFound, FishyscapesStatic, LostAndFound, RoadAnomaly, RoadAnomaly21,
     RoadObstacle21)
-from owseg_training.data.cutouts import CocoCutouts, Cutout, CutoutFolder
+from owseg_training.data.cutouts import (
+    COCO_ROAD_CATEGORIES, CocoCutouts, Cutout, CutoutFolder, CutoutSet)
 from owseg_training.data.dataset import data_root, DataSet, Item, read_image, read_label, VOID
 from owseg_training.data.errors import ClassMapError, DataError
 from owseg_training.data.label_sets import class_map, ClassMap, ClassSpec, label_set
@@ -39,10 +40,10 @@ from owseg_training.data.street_scenes import (
 __all__ = [
     'Bdd100k', 'CamSeq01', 'CamVid', 'CamVid32', 'Cityscapes', 'class_map', 'ClassMap',
     'ClassMapError', 'ClassSpec', 'CocoCutouts', 'Comma10k', 'Cutout', 'CUTOUT_SETS',
-    'CutoutFolder', 'data_root', 'DATA_SETS', 'DataError', 'DataSet',
+    'CutoutFolder', 'CutoutSet', 'data_root', 'DATA_SETS', 'DataError', 'DataSet',
     'FishyscapesLostAndFound', 'FishyscapesStatic', 'Idd', 'IddLite', 'ImageFolder', 'Item',
-    'label_set', 'LostAndFound', 'open_data_set', 'read_image', 'read_items', 'read_label',
-    'RoadAnomaly', 'RoadAnomaly21', 'RoadObstacle21', 'VOID']
+    'label_set', 'LostAndFound', 'open_cutouts', 'open_data_set', 'read_image', 'read_items',
+    'read_label', 'RoadAnomaly', 'RoadAnomaly21', 'RoadObstacle21', 'VOID']
 
 DATA_SETS: dict[str, type[DataSet]] = {
     cls.name: cls for cls in (
@@ -50,7 +51,7 @@ DATA_SETS: dict[str, type[DataSet]] = {
         RoadAnomaly, RoadAnomaly21, RoadObstacle21, FishyscapesLostAndFound, FishyscapesStatic,
         ImageFolder)}
 
-CUTOUT_SETS = {cls.name: cls for cls in (CocoCutouts, CutoutFolder)}
+CUTOUT_SETS = ('coco', 'cutouts')
 
 
 def open_data_set(name: str, split: str | None = None,
@@ -64,6 +65,22 @@ def open_data_set(name: str, split: str | None = None,
     if name not in DATA_SETS:
         raise DataError(f'no data set {name!r}; known: {", ".join(DATA_SETS)}')
     return DATA_SETS[name](split=split, root=root)
+
+
+def open_cutouts(name: str, split: str | None = None, root: str | Path | None = None, *,
+                 categories: Sequence[str] | None = None,
+                 exclude: Sequence[str] = COCO_ROAD_CATEGORIES) -> CutoutSet:
+    """
+    Open objects for pasting: 'coco' (instances cut out on the fly) or 'cutouts' (RGBA files).
+
+    split: of coco, None for val2017; root: see DataSet; categories: None for all; exclude: by
+    default what street scenes know.  Raises DataError.
+    """
+    if name == 'coco':
+        return CocoCutouts(split or 'val2017', root, categories, exclude)
+    if name == 'cutouts':
+        return CutoutFolder(root, categories, exclude)
+    raise DataError(f'no cut-outs {name!r}; known: {", ".join(CUTOUT_SETS)}')
 
 
 def read_items(items: Sequence[Item]) -> list[tuple[np.ndarray, np.ndarray]]:

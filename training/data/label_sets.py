@@ -113,7 +113,10 @@ def map_by_names(source: Sequence[str], target: Sequence[ClassSpec],
 def load_class_map(path: str | Path, source: Sequence[str],
                    target: Sequence[ClassSpec]) -> ClassMap:
     """Read a map from a YAML file of `name: name` (or null); raises ClassMapError."""
-    names = yaml.safe_load(Path(path).read_text('utf-8'))
+    try:
+        names = yaml.safe_load(Path(path).read_text('utf-8'))
+    except yaml.YAMLError as error:
+        raise ClassMapError(f'{path} is no YAML: {error}') from error
     if not isinstance(names, dict):
         raise ClassMapError(f'{path} must be a mapping of class names')
     return map_by_names(source, target, names)

@@ -83,7 +83,9 @@ def frame_components(predicted: np.ndarray, label: np.ndarray,
        it, and sIoU = |k & U| / |k | (U without the other ground truth)|.
        PPV of a predicted component is the share of its pixels that are ground truth.
 
-    A predicted component that lies on void entirely, after step 2, does not count.
+    A predicted component that lies on void entirely, after step 2, does not count.  (The
+    official code treats the background as a component, too, and would void one that is smaller
+    than min_truth; here only components of anomalies are filtered.)
     """
     sizes = track_of(track)
     truth, truth_area = _components(label == 1)
