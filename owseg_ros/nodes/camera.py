@@ -46,6 +46,7 @@ from owseg_ros.nodes.parameters import CAMERA
 from owseg_ros.nodes.parameters import ParameterTable
 from owseg_ros.nodes.process import run
 from owseg_ros.source import open_source
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 from sensor_msgs.msg import CompressedImage
@@ -106,6 +107,7 @@ class CameraNode(Node):
         self._compressed = self.create_publisher(
             CompressedImage, 'image/compressed', qos.image_output())
         self._info = self.create_publisher(CameraInfo, 'camera_info', qos.image_output())
+        self._leave = self.create_guard_condition(self._shutdown)
         self._reporter.start()
         self._thread.start()
 
@@ -114,13 +116,18 @@ class CameraNode(Node):
         self._stopped = True
         self._changed.set()
         if self._thread.is_alive():
-            self._thread.join(10.0)
+            # A source that is slow to open must not hold up the end; the thread sees the flag.
+            self._thread.join(0.5)
         self._reporter.stop()
         super().destroy_node()
 
     def _apply(self, changed: Mapping[str, Any]) -> None:
         if _SOURCE_PARAMETERS & changed.keys():
             self._changed.set()
+
+    def _shutdown(self) -> None:
+        # In the executor: its spin ends by this, and the process goes the way of a signal.
+        raise ExternalShutdownException()
 
     # The thread of the camera
 
@@ -153,9 +160,9 @@ class CameraNode(Node):
                 source.close()
 
     def _play(self, source: Any) -> None:
-        while self._table['wait_for_subscriber'] and not self._listeners():
-            if self._interrupted(0.02):
-                return
+        while not self._interrupted(0.02):
+            if self._listeners() or not self._table['wait_for_subscriber']:
+                break
         due = time.monotonic()
         while True:
             rgb = source.read()
@@ -177,8 +184,7 @@ class CameraNode(Node):
         self._enter('ended', OK, text)
         self.get_logger().info(text)
         if self._table['shutdown_at_end']:
-            self.context.try_shutdown()
-            return
+            self._leave.trigger()
         while not self._interrupted(1.0):
             pass
 
@@ -253,7 +259,7 @@ class CameraNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node in a process of its own."""
-    return run(lambda dds: [CameraNode(dds=dds)], args)
+    return run([lambda dds: CameraNode(dds=dds)], args)
 
 
 if __name__ == '__main__':

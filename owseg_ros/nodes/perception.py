@@ -157,9 +157,13 @@ class PerceptionNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """Stop the threads and destroy the node."""
-        self._release()
+        # The end of the process does not wait for a long network pass.
+        self._release(timeout=0.5)
         self._reporter.stop()
         super().destroy_node()
+        # rclpy's lifecycle state machine holds the node, and so the shared memory of DDS, until
+        # it is collected, which does not happen while a frame is still in work.
+        self.__dict__.pop('_state_machine', None)
 
     # Frames
 
@@ -287,15 +291,15 @@ class PerceptionNode(LifecycleNode):
             self.get_logger().error(f'cannot {name}: {traceback.format_exc()}')
             return FAILED
 
-    def _stop_work(self) -> None:
+    def _stop_work(self, timeout: float = 10.0) -> None:
         for camera in self._cameras.values():
             camera.input.close()
-        if self._worker is not None and not self._worker.stop():
-            self.get_logger().error('the worker did not stop within 10 s')
+        if self._worker is not None and not self._worker.stop(timeout):
+            self.get_logger().warning(f'a frame was still in work after {timeout} s')
         self._worker = None
 
-    def _release(self) -> None:
-        self._stop_work()
+    def _release(self, timeout: float = 10.0) -> None:
+        self._stop_work(timeout)
         cameras, self._cameras = self._cameras, {}
         for camera in cameras.values():
             camera.outputs.destroy()
@@ -397,7 +401,7 @@ def _model_folder(model: str) -> Path:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node in a process of its own."""
-    return run(lambda dds: [PerceptionNode(dds=dds)], args)
+    return run([lambda dds: PerceptionNode(dds=dds)], args)
 
 
 if __name__ == '__main__':

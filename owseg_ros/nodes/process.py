@@ -15,7 +15,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from typing import Callable, Sequence
 
 from owseg_ros.nodes import transport
@@ -26,13 +28,16 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
+THREAD_NAMES = frozenset({'camera', 'perception', 'diagnostics'})
+"""Names of the threads of our nodes."""
 
-def run(make_nodes: Callable[[transport.Transport], Sequence[Node]],
+
+def run(factories: Sequence[Callable[[transport.Transport], Node]],
         args: list[str] | None = None) -> int:
     """
     Spin nodes in one executor until SIGINT, SIGTERM or a shutdown of the context.
 
-    :param make_nodes: gets the transport of the process and returns the nodes.
+    :param factories: each gets the transport of the process and returns a node.
     :param args: command line, as for `rclpy.init`.
     :returns: the exit code: 0 after a clean end, 1 when a parameter given at start is invalid.
     """
@@ -40,14 +45,15 @@ def run(make_nodes: Callable[[transport.Transport], Sequence[Node]],
     rclpy.init(args=args)
     nodes: list[Node] = []
     executor = SingleThreadedExecutor()
+    code = 0
     try:
-        nodes.extend(make_nodes(dds))
-        for node in nodes:
-            executor.add_node(node)
+        for make in factories:
+            nodes.append(make(dds))
+            executor.add_node(nodes[-1])
         executor.spin()
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         print(error, file=sys.stderr)
-        return 1
+        code = 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
@@ -55,4 +61,19 @@ def run(make_nodes: Callable[[transport.Transport], Sequence[Node]],
             node.destroy_node()
         executor.shutdown(0.5)
         rclpy.try_shutdown()
-    return 0
+    _leave_if_threads_linger(code)
+    return code
+
+
+def _leave_if_threads_linger(code: int) -> None:
+    """
+    End the process at once where a thread of a node is still inside a library.
+
+    Opening a source or a network pass may take longer than a signal should have to wait. The
+    interpreter would stop such a thread by unwinding it, and C++ libraries abort on that. The
+    nodes are destroyed already, so that DDS has nothing left to clean up.
+    """
+    if any(thread.name in THREAD_NAMES for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

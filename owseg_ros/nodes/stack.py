@@ -24,7 +24,9 @@ from owseg_ros.nodes.process import run
 
 def main(args: list[str] | None = None) -> int:
     """Run both nodes; the camera makes its frames in a thread of its own."""
-    return run(lambda dds: [PerceptionNode(dds=dds, autostart=True), CameraNode(dds=dds)], args)
+    return run([
+        lambda dds: PerceptionNode(dds=dds, autostart=True),
+        lambda dds: CameraNode(dds=dds)], args)
 
 
 if __name__ == '__main__':

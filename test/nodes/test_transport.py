@@ -16,6 +16,8 @@
 from pathlib import Path
 import xml.etree.ElementTree
 
+import cv2
+import numpy as np
 from owseg_ros.nodes import transport
 import pytest
 from sensor_msgs.msg import Image
@@ -97,7 +99,7 @@ def test_shared_memory_that_is_used_up_is_noticed(monkeypatch):
 
 
 @pytest.mark.timeout(60)
-def test_best_effort_1080p_arrives_from_another_process(ros):
+def test_best_effort_1080p_arrives_from_another_process(ros, tmp_path):
     if not transport.check().ok:
         pytest.skip(f'this test run has its own transport: {transport.check()}')
     ages = []
@@ -108,8 +110,9 @@ def test_best_effort_1080p_arrives_from_another_process(ros):
         ages.append(1e-6 * now - (1e3 * sec + 1e-6 * nanosec))
 
     ros.client.create_subscription(Image, 'image', received, BEST_EFFORT)
-    camera = ros.process(
-        'owseg_ros.nodes.camera', {'width': 1920, 'height': 1080, 'rate': 10.0})
+    picture = tmp_path / 'picture.png'
+    cv2.imwrite(str(picture), np.zeros((1080, 1920, 3), np.uint8))
+    camera = ros.process('owseg_ros.nodes.camera', {'source': str(picture), 'rate': 10.0})
     wait_until(lambda: len(ages) >= 20, what=lambda: f'{len(ages)} images; {camera.output}')
     # A few milliseconds on an idle machine; the bound is for one that is busy.
     assert sorted(ages)[len(ages) // 2] < 100.0
