@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Random networks of published layouts: transformers' Mask2Former, and its weights as detectron2's."""
+"""Random networks of published layouts: transformers and detectron2 keys of Mask2Former."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ import torch
 
 SWIN_T = {'embed_dim': 96, 'depths': [2, 2, 6, 2], 'num_heads': [3, 6, 12, 24], 'window_size': 7}
 SMALL = {'embed_dim': 32, 'depths': [2, 2, 2, 2], 'num_heads': [1, 2, 2, 4], 'window_size': 5}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    """Run small networks on one thread: on a busy machine threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def transformers_modules():
