@@ -16,7 +16,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 import json
 from typing import Any
@@ -25,6 +26,8 @@ from diagnostic_msgs.msg import DiagnosticArray
 import numpy as np
 from owseg_ros.frame import image_to_array
 from owseg_ros.nodes import qos
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
@@ -106,3 +109,22 @@ class Recorder(Node):
                 self.statistics = values
             elif 'engine' in values:
                 self.engine = values
+
+
+@contextmanager
+def session(on_frame: Callable[[RecordedFrame], None],
+            ) -> Iterator[tuple[Recorder, Callable[[float], None]]]:
+    """
+    Initialise rclpy and run a Recorder; yields it and a function that spins it for seconds.
+
+    on_frame: as for Recorder.
+    """
+    with rclpy.init():
+        recorder = Recorder(on_frame)
+        executor = SingleThreadedExecutor()
+        executor.add_node(recorder)
+        try:
+            yield recorder, lambda seconds: executor.spin_once(timeout_sec=seconds)
+        finally:
+            executor.shutdown(1.0)
+            recorder.destroy_node()

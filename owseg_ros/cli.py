@@ -1,0 +1,203 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The `owseg` command: demo, run, doctor."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+from owseg_ros import __version__
+from owseg_ros.errors import OwsegError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition('x')
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a size such as 640x480')
+    return int(width), int(height)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(TextColumn('{task.description}'), BarColumn(),
+                    TextColumn('{task.fields[text]}'), TimeElapsedColumn(), console=console)
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table(title=title, show_header=False, title_justify='left')
+    table.add_column(style='cyan')
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _milliseconds(values: dict[str, float]) -> str:
+    return ' / '.join(f'{values[name]:.0f}' for name in ('p50', 'p95', 'p99')) + ' ms' \
+        if values else 'none'
+
+
+def _demo(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.demo import DemoOptions, run_demo
+
+    demo = DemoOptions(
+        source=options.video or 'scene', out=options.out, model=options.model,
+        seconds=options.seconds, size=options.size, rate=options.rate, domain=options.domain)
+    with _progress(console) as progress:
+        task = progress.add_task('recording', total=1.0, text='starting the nodes')
+        report = run_demo(
+            demo, lambda line: console.print(line, highlight=False),
+            lambda share, text: progress.update(task, completed=share, text=text))
+    frames = report['frames']
+    rows = [
+        ('camera', f'{report["camera_hz"]:.1f} Hz from {report["source"]}'),
+        ('frames in / out / dropped', f'{frames["in"]:.0f} / {frames["out"]} / '
+                                      f'{frames["dropped"]:.0f}'
+         if frames['in'] is not None else f'? / {frames["out"]} / ?'),
+        ('rate of complete results', f'{report["rate_hz"]:.1f} Hz'),
+        ('age of anomaly/mask p50 / p95 / p99', _milliseconds(report['age_ms'])),
+        ('network, readout', f'{report["network_ms"]} ms, {report["readout_ms"]} ms'),
+        ('engine', report['engine']),
+        ('DDS', report['dds'])]
+    truth = report['ground_truth']
+    if truth and truth['frames']:
+        rows.append(('against the truth of the street',
+                     f'pixel accuracy {truth["pixel_accuracy"]:.3f}, mIoU {truth["mIoU"]:.3f}, '
+                     f'{truth["flagged_share_of_known_pixels"]:.1%} of known pixels flagged'))
+        for kind, entry in truth['hazards'].items():
+            rows.append((f'hazard: {kind}', f'{entry["best_cover"]:.0%} of it flagged at best, '
+                                            f'{entry["mean_cover"]:.0%} on average over '
+                                            f'{entry["frames"]} frames'))
+    console.print(_table('demo', rows))
+    for name in ('demo.mp4', 'contact_sheet.png', 'report.json'):
+        console.print(f'{options.out / name}', highlight=False, soft_wrap=True)
+    return 0
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.offline import run, RunOptions
+
+    with _progress(console) as progress:
+        task = progress.add_task('segmenting', total=None, text='loading')
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total or None, text=f'{done} frames')
+
+        result = run(RunOptions(
+            source=options.source, model=options.model, out=options.out, every=options.every,
+            limit=options.limit, masks=options.masks, engine=options.engine,
+            providers=tuple(options.providers), threads=options.threads), advance)
+    console.print(_table('run', [
+        ('frames', f'{result["frames"]} in {result["seconds"]:.1f} s, pictures included'),
+        ('pre-processing / network / readout', f'{result["preprocess_ms"]:.1f} / '
+         f'{result["network_ms"]:.1f} / {result["readout_ms"]:.1f} ms (medians)'),
+        ('flagged as anomalous', f'{result["flagged_share"]:.1%} of the pixels'),
+        ('model, engine', f'{result["model"]}, {result["engine"]}')]))
+    console.print(result['video'], highlight=False, soft_wrap=True)
+    return 0
+
+
+def _doctor(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.doctor import examine, FAIL, WARN
+
+    checks = examine(model=options.model, topic=options.topic, seconds=options.seconds)
+    if options.json:
+        print(json.dumps([check.to_dict() for check in checks], indent=2))
+    else:
+        colors = {WARN: 'yellow', FAIL: 'red'}
+        for check in checks:
+            color = colors.get(check.level, 'green')
+            console.print(f'[{color}]{check.level:4}[/{color}] [bold]{escape(check.name)}[/bold]  '
+                          f'{escape(check.found)}', highlight=False, soft_wrap=True)
+            if check.advice:
+                console.print(f'       -> {escape(check.advice)}', highlight=False,
+                              soft_wrap=True)
+    return 1 if any(check.level == FAIL for check in checks) else 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        prog='owseg', description='Open-world perception for ROS 2: demo, run, doctor.')
+    parser.add_argument('--version', action='version', version=__version__)
+    parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    demo = commands.add_parser(
+        'demo', help='start the nodes on a camera and record what they publish')
+    demo.add_argument('--video', help='a video, a folder of images or webcam:0, instead of the '
+                                      'procedural street')
+    demo.add_argument('--out', type=Path, default=Path('out'), help='folder of the results')
+    demo.add_argument('--model', type=Path, help='folder of a bundle (default: the bundled one)')
+    demo.add_argument('--seconds', type=float, default=20.0, help='how long to record at most')
+    demo.add_argument('--size', type=_size, default=(640, 480), help='size of the street')
+    demo.add_argument('--rate', type=float, default=0.0,
+                      help='frames a second of the camera (0: that of the source)')
+    demo.add_argument('--domain', type=int, help='ROS domain (default: a private one)')
+    demo.set_defaults(act=_demo)
+
+    run = commands.add_parser('run', help='segment a source without ROS')
+    given = run.add_mutually_exclusive_group(required=True)
+    given.add_argument('--video', dest='source', help='a video file')
+    given.add_argument('--source', dest='source',
+                       help='scene, a video, an image, a folder of images, or webcam:0')
+    run.add_argument('--model', type=Path, help='folder of a bundle (default: the bundled one)')
+    run.add_argument('--out', type=Path, default=Path('out'), help='folder of the results')
+    run.add_argument('--every', type=int, default=1, help='take each n-th frame')
+    run.add_argument('--limit', type=int, default=0,
+                     help='frames at most (0: all; 150 of a source that does not end)')
+    run.add_argument('--masks', action='store_true', help='write the maps of each frame too')
+    run.add_argument('--engine', default='onnx')
+    run.add_argument('--providers', nargs='+', default=['cpu'],
+                     help='in order of preference: cpu, cuda, tensorrt')
+    run.add_argument('--threads', type=int, default=0, help='threads of the CPU (0: all cores)')
+    run.set_defaults(act=_run)
+
+    doctor = commands.add_parser(
+        'doctor', help='what is installed, which engine, DDS transport, is a camera publishing')
+    doctor.add_argument('--topic', help='image topic to look for (default: all image topics)')
+    doctor.add_argument('--seconds', type=float, default=4.0,
+                        help='how long to listen on the ROS graph')
+    doctor.add_argument('--model', type=Path, help='folder of a bundle (default: the bundled one)')
+    doctor.add_argument('--json', action='store_true', help='machine-readable output')
+    doctor.set_defaults(act=_doctor)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `owseg`; an expected error is one line on stderr and exit code 2."""
+    options: Any = build_parser().parse_args(arguments)
+    console = Console()
+    try:
+        return options.act(options, console)
+    except OwsegError as error:
+        if options.debug:
+            raise
+        print(f'owseg: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('owseg: interrupted', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,459 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The demo: real nodes over real DDS on a camera, watched by a process that only knows ROS.
+
+`run_demo` starts camera and perception as a process of their own in a private ROS domain, records
+what they publish, and leaves a video, a contact sheet and a report.  On the procedural street the
+report also compares the results with the ground truth.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import platform
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+import zlib
+
+import numpy as np
+from owseg_ros import __version__, render
+from owseg_ros.bundle import Bundle, default_bundle_path, load_bundle
+from owseg_ros.errors import OwsegError
+from owseg_ros.pictures import FrameComposer, legend_of, PANELS, panels, VideoWriter
+from owseg_ros.scene import StreetScene
+from owseg_ros.source import open_source, SCENE_FPS
+
+START_SECONDS = 90.0
+SAMPLES = 48
+SHEET_ROWS = 5
+PACKAGES = ('numpy', 'onnxruntime', 'opencv-python-headless', 'rclpy', 'sensor-msgs')
+
+
+class DemoError(OwsegError):
+    """The demo did not do what it should; the message says what happened and where to look."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """
+    What to show.
+
+    source: as for owseg_ros.source.open_source; out: folder of the results; model: folder of a
+    bundle, None for the default; seconds: how long to record at most; size: (width, height) of
+    the procedural street; rate: frames a second of the camera, 0 for that of the source (the
+    street: what two cores can render and segment); domain: ROS domain, None for a private one.
+    """
+
+    source: str = 'scene'
+    out: Path = Path('out')
+    model: Path | None = None
+    seconds: float = 20.0
+    size: tuple[int, int] = (640, 480)
+    rate: float = 0.0
+    domain: int | None = None
+
+
+STREET_RATE = 7.5
+
+
+@dataclass
+class Sample:
+    """A frame that is kept for the contact sheet and the comparison with the ground truth."""
+
+    seconds: float
+    image: np.ndarray
+    semantic: np.ndarray
+    score: np.ndarray
+    mask: np.ndarray
+    index: int | None = None
+    hazard_kind: str = ''
+    hazard_pixels: int = 0
+
+
+@dataclass
+class Recording:
+    """What was received: counts, ages and samples, bounded in memory."""
+
+    first: float = 0.0
+    last: float = 0.0
+    frames: int = 0
+    skipped_pictures: int = 0
+    ages: dict[str, list[float]] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+
+
+class _Film(threading.Thread):
+    """Draws and writes the video beside the recording; frames that it cannot keep up with go."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        super().__init__(name='film', daemon=True)
+        self.path, self.fps = path, fps
+        self.composer: FrameComposer | None = None
+        self.writer: VideoWriter | None = None
+        self.error: OwsegError | None = None
+        self.skipped = 0
+        self._queue: queue.Queue = queue.Queue(maxsize=6)
+
+    def offer(self, arrays: dict[str, np.ndarray], title: str) -> None:
+        try:
+            self._queue.put_nowait((arrays, title))
+        except queue.Full:
+            self.skipped += 1
+
+    def finish(self) -> None:
+        self._queue.put(None)
+        self.join()
+        if self.error is not None:
+            raise self.error
+
+    def run(self) -> None:
+        try:
+            while (item := self._queue.get()) is not None:
+                if self.error is None:
+                    self._write(*item)
+            if self.writer is not None:
+                self.writer.close()
+        except OwsegError as error:
+            self.error = error
+
+    def _write(self, arrays: dict[str, np.ndarray], title: str) -> None:
+        picture = self.composer.compose(
+            arrays['image'], arrays['semantic/mask'], arrays['anomaly/score'],
+            arrays['anomaly/mask'], title)
+        if self.writer is None:
+            self.writer = VideoWriter(self.path, self.fps, self.composer.size)
+        self.writer.write(picture)
+
+
+def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
+             progress: Callable[[float, str], None] = lambda share, text: None) -> dict[str, Any]:
+    """
+    Run the demo and return its report, which is also out/report.json.
+
+    say: told what happens, a line at a time; progress: told the share that is done (0..1) and a
+    line with the rates.
+    Raises DemoError when the nodes die or publish nothing, and the errors of the bundle, the
+    source and the video.
+    """
+    bundle = load_bundle(options.model or default_bundle_path())
+    fps = _check_source(options)
+    _private_domain(options.domain)
+    try:
+        from owseg_ros.nodes import recorder as recording_node, transport
+    except ImportError as error:
+        raise DemoError(f'rclpy or a message package is missing ({error}); source a ROS 2 '
+                        'installation, or install the wheels: pip install "owseg_ros[ros]"'
+                        ) from error
+    options.out.mkdir(parents=True, exist_ok=True)
+    dds = transport.prepare()
+    say(f'model {bundle.name} {bundle.version}, source {options.source}, ROS domain '
+        f'{os.environ["ROS_DOMAIN_ID"]}')
+    log_path = options.out / 'nodes.log'
+    with log_path.open('wb') as log:
+        nodes = subprocess.Popen(_command(options, fps, bundle), stdout=log, stderr=log)
+        try:
+            recording, recorder = _record(
+                options, bundle, fps, nodes, log_path, progress, recording_node)
+        finally:
+            _stop(nodes)
+    say(f'{recording.frames} frames recorded; comparing and drawing')
+    truth = None
+    if options.source.startswith('scene'):
+        truth = _compare_with_street(options, fps, recording, bundle)
+    _write_sheet(options.out / 'contact_sheet.png', recording, bundle)
+    report = _report(options, bundle, fps, recording, recorder, str(dds), truth)
+    (options.out / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
+    return report
+
+
+def _check_source(options: DemoOptions) -> float:
+    """Open the source once, so that a wrong one is refused before anything starts."""
+    source = open_source(options.source, width=options.size[0], height=options.size[1])
+    fps = options.rate or (STREET_RATE if source.fps == SCENE_FPS and source.frames == 0
+                           else source.fps or 10.0)
+    source.close()
+    return fps
+
+
+def _private_domain(domain: int | None) -> None:
+    # Domains above 101 collide with the ports that Linux hands out to programs.
+    os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100 if domain is None else domain)
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    os.environ.setdefault('ROS_LOCALHOST_ONLY', '1')
+
+
+def _command(options: DemoOptions, fps: float, bundle: Bundle) -> list[str]:
+    scene = options.source.startswith('scene')
+    source = options.source if scene or options.source.startswith('webcam') else str(
+        Path(options.source).resolve())
+    parameters = {
+        'model': str(bundle.path), 'source': source, 'rate': float(fps), 'loop': False,
+        'shutdown_at_end': True, 'wait_for_subscriber': True, 'diagnostics_period': 0.5,
+        'width': options.size[0] if scene else 0, 'height': options.size[1] if scene else 0}
+    command = [sys.executable, '-m', 'owseg_ros.nodes.stack', '--ros-args']
+    for name, value in parameters.items():
+        command += ['-p', f'{name}:={json.dumps(value)}']
+    return command
+
+
+def _record(options: DemoOptions, bundle: Bundle, fps: float, nodes: subprocess.Popen,
+            log_path: Path, progress: Callable[[float, str], None], recording_node: Any,
+            ) -> tuple[Recording, Any]:
+    maps = recording_node.MAPS
+    recording = Recording(ages={topic: [] for topic in maps})
+    film = _Film(options.out / 'demo.mp4', fps)
+    every = max(1, round(fps * options.seconds / SAMPLES))
+    recent: deque[float] = deque(maxlen=20)
+
+    def received(frame: Any) -> None:
+        if film.composer is None:
+            height, width = frame.arrays['image'].shape[:2]
+            film.composer = FrameComposer(
+                480, max(2, round(480 * height / width)), bundle.palette(),
+                [(info.name, info.color) for info in bundle.classes])
+            recording.first = frame.seconds
+        recording.last = frame.seconds
+        recording.frames += 1
+        recent.append(frame.seconds)
+        for topic in maps:
+            recording.ages[topic].append(frame.age_ms[topic])
+        rate = (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 2 else 0.0
+        film.offer(frame.arrays, f'owseg_ros   {bundle.name}   {rate:4.1f} Hz   '
+                                 f'age {frame.age_ms["anomaly/mask"]:3.0f} ms')
+        if recording.frames % every == 1 or every == 1:
+            recording.samples.append(Sample(
+                frame.seconds, frame.arrays['image'].copy(),
+                *(frame.arrays[topic] for topic in (
+                    'semantic/mask', 'anomaly/score', 'anomaly/mask'))))
+
+    film.start()
+    start, quiet = time.monotonic(), time.monotonic()
+    seen = 0
+    try:
+        with recording_node.session(received) as (recorder, spin_once):
+            while recording.last - recording.first < options.seconds:
+                spin_once(0.1)
+                if recording.frames != seen:
+                    seen, quiet = recording.frames, time.monotonic()
+                    share = (recording.last - recording.first) / options.seconds
+                    progress(min(1.0, share), f'{recording.frames} frames')
+                ended = nodes.poll()
+                if ended is not None and time.monotonic() - quiet > 1.0:
+                    if ended or not recording.frames:
+                        raise DemoError(f'the nodes ended with code {ended}:\n{_tail(log_path)}')
+                    break
+                limit = START_SECONDS if not recording.frames else 30.0
+                if time.monotonic() - max(start, quiet) > limit:
+                    raise DemoError(f'no results for {limit:.0f} s; the nodes say:\n'
+                                    f'{_tail(log_path)}\nTry `owseg doctor`.')
+    finally:
+        film.finish()
+    recording.skipped_pictures = film.skipped
+    progress(1.0, f'{recording.frames} frames')
+    return recording, recorder
+
+
+def _tail(path: Path, lines: int = 12) -> str:
+    return '\n'.join(path.read_text(errors='replace').splitlines()[-lines:]) or '(nothing)'
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End the nodes: politely, then firmly."""
+    for number, seconds in ((signal.SIGINT, 10), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        if process.poll() is not None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _compare_with_street(options: DemoOptions, fps: float, recording: Recording,
+                         bundle: Bundle) -> dict[str, Any]:
+    """Find the index of each sample by its content and compare with the rendered truth."""
+    seed = int(options.source.partition(':')[2] or 0)
+    scene = StreetScene(*options.size, seed=seed, fps=SCENE_FPS)
+    names = list(bundle.class_names)
+    hits, union = np.zeros(len(names)), np.zeros(len(names))
+    kinds: dict[str, dict[str, float]] = {}
+    right = counted = flagged = free = 0
+    start = None
+    for sample in recording.samples:
+        # Frames may be missing, so the stamps say about where to look and the content decides.
+        guess = round((sample.seconds - recording.first) * fps)
+        start = start if start is not None else _find(scene, sample, range(0, 40))
+        if start is None:
+            continue
+        sample.index = _find(scene, sample, _outwards(start + guess, 8))
+        if sample.index is None:
+            continue
+        truth = scene.render(sample.index)
+        known = truth.labels < len(names)
+        # Pixels marked as unknown object are judged by the hazards below.
+        valid = known & (sample.semantic < len(names))
+        right += int((sample.semantic == truth.labels)[valid].sum())
+        counted += int(valid.sum())
+        for k in range(len(names)):
+            a, b = sample.semantic == k, truth.labels == k
+            hits[k] += (a & b & known).sum()
+            union[k] += ((a | b) & known).sum()
+        flagged += int((sample.mask[known] > 0).sum())
+        free += int(known.sum())
+        for hazard in truth.hazards:
+            sample.hazard_kind, sample.hazard_pixels = hazard.kind, hazard.pixels
+            covered = float((sample.mask[truth.anomaly] > 0).mean())
+            entry = kinds.setdefault(hazard.kind, {'frames': 0, 'best_cover': 0.0,
+                                                   'mean_cover': 0.0})
+            entry['frames'] += 1
+            entry['best_cover'] = max(entry['best_cover'], covered)
+            entry['mean_cover'] += covered
+    for entry in kinds.values():
+        entry['mean_cover'] /= entry['frames']
+    iou = hits / np.maximum(union, 1)
+    return {
+        'frames': sum(sample.index is not None for sample in recording.samples),
+        'pixel_accuracy': right / max(1, counted),
+        'mIoU': float(iou[union > 0].mean()) if (union > 0).any() else None,
+        'IoU': {name: float(v) for name, v, u in zip(names, iou, union) if u > 0},
+        'hazards': kinds, 'flagged_share_of_known_pixels': flagged / max(1, free)}
+
+
+def _outwards(middle: int, reach: int) -> list[int]:
+    order = sorted(range(middle - reach, middle + reach + 1), key=lambda i: abs(i - middle))
+    return [index for index in order if index >= 0]
+
+
+def _find(scene: StreetScene, sample: Sample, candidates: Any) -> int | None:
+    wanted = zlib.crc32(np.ascontiguousarray(sample.image))
+    for index in candidates:
+        if zlib.crc32(scene.render(index).image) == wanted:
+            return index
+    return None
+
+
+def _chosen(samples: list[Sample]) -> list[Sample]:
+    """Choose the rows of the sheet: each kind of hazard at its largest, else evenly spread."""
+    best: dict[str, Sample] = {}
+    for sample in samples:
+        if sample.hazard_kind and sample.hazard_pixels > getattr(
+                best.get(sample.hazard_kind), 'hazard_pixels', 0):
+            best[sample.hazard_kind] = sample
+    rows = list(best.values())[:SHEET_ROWS]
+    others = [s for s in samples if not s.hazard_kind] or samples
+    missing = SHEET_ROWS - len(rows)
+    if missing > 0:
+        spots = np.linspace(0, len(others) - 1, min(missing, len(others))).round().astype(int)
+        chosen = {id(s) for s in rows}
+        rows += [others[i] for i in spots if id(others[i]) not in chosen]
+    return sorted(rows, key=lambda s: s.seconds)
+
+
+def _write_sheet(path: Path, recording: Recording, bundle: Bundle) -> None:
+    import cv2
+    palette = bundle.palette()
+    rows = []
+    for sample in _chosen(recording.samples):
+        text = f'{sample.seconds - recording.first:.1f} s'
+        if sample.hazard_kind:
+            text += f', {sample.hazard_kind} on the road'
+        rows.append((text, panels(
+            sample.image, sample.semantic, sample.score, sample.mask, palette)))
+    classes = [(info.name, info.color) for info in bundle.classes]
+    sheet = render.contact_sheet(
+        rows, headers=PANELS, title='owseg_ros: what it knows, and what is none of that',
+        footer=legend_of(classes, palette, 1480))
+    if not cv2.imwrite(str(path), sheet[..., ::-1]):
+        raise DemoError(f'{path} could not be written; is the disk full?')
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    cuts = np.percentile(values, (50, 95, 99))
+    return {name: round(float(v), 1) for name, v in zip(('p50', 'p95', 'p99'), cuts)}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {'owseg_ros': __version__, 'python': platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor's name and the number of cores this process may use."""
+    name = platform.processor() or platform.machine()
+    info = Path('/proc/cpuinfo')
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith('model name'):
+                name = line.partition(':')[2].strip()
+                break
+    return {'cpu': name, 'cores': len(os.sched_getaffinity(0))}
+
+
+def _report(options: DemoOptions, bundle: Bundle, fps: float, recording: Recording,
+            recorder: Any, dds: str, truth: dict[str, Any] | None) -> dict[str, Any]:
+    statistics = recorder.statistics
+    seconds = recording.last - recording.first
+    return {
+        'source': options.source,
+        'camera_hz': fps,
+        'seconds': round(seconds, 2),
+        'frames': {
+            'in': _number(statistics.get('frames_in')),
+            'out': recording.frames,
+            'dropped': _number(statistics.get('drops')),
+            'bad': _number(statistics.get('bad_frames')),
+            'incomplete': recorder.incomplete,
+            'not_in_video': recording.skipped_pictures},
+        'rate_hz': round((recording.frames - 1) / seconds, 2) if seconds > 0 else 0.0,
+        'age_ms': _percentiles(recording.ages['anomaly/mask']),
+        'age_ms_per_topic': {t: _percentiles(v) for t, v in recording.ages.items()},
+        'age_ms_in_node': {p: _number(statistics.get(f'age_ms_{p}'))
+                           for p in ('p50', 'p95', 'p99')},
+        'network_ms': _number(statistics.get('network_ms')),
+        'readout_ms': _number(statistics.get('readout_ms')),
+        'engine': recorder.engine.get('engine', ''),
+        'model': {'name': bundle.name, 'version': bundle.version,
+                  'sha256': bundle.network_sha256},
+        'labels': len(recorder.labels.get('classes', [])),
+        'dds': dds,
+        'ground_truth': truth,
+        'machine': machine(),
+        'versions': _versions(),
+    }
