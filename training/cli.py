@@ -43,6 +43,24 @@ def _closed_set(options: argparse.Namespace) -> None:
     training.run()
 
 
+def _outliers(options: argparse.Namespace) -> None:
+    import torch
+
+    from owseg_training.outliers import OutlierTraining
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    config = load_config(options.config)
+    if options.data:
+        config.data.root = options.data
+    if options.iterations:
+        config.optimizer.iterations = options.iterations
+    training = OutlierTraining(config, options.out, options.start, options.cutouts)
+    print(f'fine-tuning {training.trainable:,} of {training.parameters:,} parameters '
+          f'({training.trainable / training.parameters:.2%})')
+    training.run()
+
+
 def _export(options: argparse.Namespace) -> None:
     from owseg_training.export import export_bundle
 
@@ -157,6 +175,16 @@ def build_parser() -> argparse.ArgumentParser:
     closed.add_argument('--iterations', type=int, help='override the length of the schedule')
     closed.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
     closed.set_defaults(run_command=_closed_set)
+
+    outliers = stages.add_parser('outliers', help='fine-tune a run with outlier supervision')
+    outliers.add_argument('--start', type=Path, required=True, help='folder of the trained run')
+    outliers.add_argument('--config', default='camvid_small_outliers', help='recipe name or path')
+    outliers.add_argument('--out', type=Path, required=True, help='folder of the new run')
+    outliers.add_argument('--cutouts', default='cutouts', help='cutouts (RGBA files) or coco')
+    outliers.add_argument('--data', help='folder of the data sets')
+    outliers.add_argument('--iterations', type=int, help='override the length of the schedule')
+    outliers.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
+    outliers.set_defaults(run_command=_outliers)
 
     export = stages.add_parser('export', help='write a bundle: ONNX, manifest, model card')
     export.add_argument('run', type=Path, help='folder of a closed-set run')

@@ -33,7 +33,7 @@ from owseg_training.network import MaskClassifier
 from safetensors.torch import load_file, save_file
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 import yaml
 
@@ -109,8 +109,7 @@ class ClosedSetTraining:
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.optimizer.seed)
         classes = CamVid('train', config.data.root).classes
-        self.network = MaskClassifier(config.network, len(classes)).to(
-            memory_format=torch.channels_last)
+        self.network = self._make_network(len(classes)).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.criterion = SetCriterion(config.loss, len(classes))
         self.optimizer = torch.optim.AdamW(parameter_groups(self.network, config))
@@ -120,6 +119,15 @@ class ClosedSetTraining:
         if checkpoint.is_file():
             self._load(checkpoint)
         (self.folder / 'config.yaml').write_text(yaml.safe_dump(config.to_dict()))
+
+    def _make_network(self, num_classes: int) -> MaskClassifier:
+        return MaskClassifier(self.config.network, num_classes)
+
+    def _make_stream(self, length: int) -> Dataset:
+        return closed_set_stream(self.config.data, self.config.optimizer.seed, length)
+
+    def _losses(self, image: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.criterion(self.network(image), label)
 
     def _load(self, path: Path) -> None:
         tensors = load_file(str(path))
@@ -147,8 +155,7 @@ class ClosedSetTraining:
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         optimizer = self.config.optimizer
         total = optimizer.iterations * optimizer.batch_size
-        stream = closed_set_stream(self.config.data, optimizer.seed, total)
-        rest = Subset(stream, range(self.step * optimizer.batch_size, total))
+        rest = Subset(self._make_stream(total), range(self.step * optimizer.batch_size, total))
         return iter(DataLoader(rest, batch_size=optimizer.batch_size,
                                num_workers=self.config.data.workers))
 
@@ -159,7 +166,7 @@ class ClosedSetTraining:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates):
             group['lr'] = rate * factor
         image = image.contiguous(memory_format=torch.channels_last)
-        losses = self.criterion(self.network(image), label)
+        losses = self._losses(image, label)
         total = sum(losses.values())
         if not torch.isfinite(total):
             raise FloatingPointError(f'the loss is {float(total)} at step {self.step}; lower '

@@ -101,6 +101,27 @@ class DataConfig:
 
 
 @dataclass
+class OutlierConfig:
+    """
+    Outlier supervision (RbA 3.4): AnomalyMix and the squared hinge of eq 6.
+
+    probability: of pasting an outlier into a sample (p_out; the paper's 0.1 at batch 16 is 1.6
+    outliers a batch); pool: fixed number of outlier pictures; alpha, weight: of the hinge;
+    reduction: 'mean' (half the mean over outlier pixels, as the released code) or 'sum' (eq 6);
+    height: range of a cut-out's height relative to the picture's, None for its native size;
+    trainable: parts of the transformer decoder that are trained.
+    """
+
+    probability: float = 0.1
+    pool: int = 300
+    alpha: float = 5.0
+    weight: float = 1.0
+    reduction: str = 'mean'
+    height: list[float] | None = None
+    trainable: list[str] = field(default_factory=lambda: ['mask_embed', 'class_embed'])
+
+
+@dataclass
 class OptimizerConfig:
     """AdamW with a poly schedule; learning rate of the backbone is lr * backbone_multiplier."""
 
@@ -124,6 +145,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    outliers: OutlierConfig = field(default_factory=OutlierConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,51 +13,16 @@
 # limitations under the License.
 import json
 
-import cv2
 import numpy as np
 from owseg_training.closed_set import class_scores, ClosedSetTraining, load_network
-from owseg_training.config import config_from_dict
 from owseg_training.data.augment import augment, color_jitter, random_crop
 from owseg_training.data.datasets import CamVid, DataError, RoadAnomaly
 from owseg_training.data.stream import closed_set_stream
 from owseg_training.export import export_onnx, parity
 import pytest
+from support.camvid import tiny_config, write_camvid
 from support.data import data_root
 import torch
-
-CLASSES = [{'id': i, 'name': n, 'colour': [i, 0, 0]} for i, n in enumerate('abc')]
-
-
-def write_camvid(root, frames=6):
-    """Write a small set in CamVid's layout: coloured blocks whose colour is their class."""
-    folder = root / 'camvid'
-    (folder / 'images').mkdir(parents=True)
-    (folder / 'labels').mkdir()
-    (folder / 'classes.json').write_text(json.dumps({'classes': CLASSES}))
-    colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
-    rng = np.random.default_rng(0)
-    names = [f'f{i}' for i in range(frames)]
-    for name in names:
-        label = np.kron(rng.integers(0, 3, (3, 4)), np.ones((24, 24))).astype(np.uint8)
-        noise = rng.integers(0, 30, (*label.shape, 3))
-        image = (colors[label] + noise).astype(np.uint8)
-        cv2.imwrite(str(folder / 'images' / f'{name}.jpg'), image[..., ::-1])
-        cv2.imwrite(str(folder / 'labels' / f'{name}.png'), label)
-    for split in ('train', 'val'):
-        (folder / f'{split}.txt').write_text('\n'.join(f'{n}.png' for n in names))
-    return root
-
-
-def tiny_config(root, iterations=6):
-    return config_from_dict({
-        'name': 'tiny',
-        'network': {'backbone': 'mobilenetv2_100_e1', 'hidden_dim': 32, 'mask_dim': 32,
-                    'queries': 6, 'attention_strides': [16], 'heads': 4,
-                    'feedforward_dim': 64},
-        'loss': {'points': 128, 'pixel_weight': 1.0},
-        'data': {'root': str(root), 'size': [96, 64], 'workers': 0},
-        'optimizer': {'iterations': iterations, 'batch_size': 2, 'lr': 0.001, 'clip_norm': 1.0,
-                      'ema_decay': 0.9}})
 
 
 @pytest.mark.timeout(180)

@@ -67,15 +67,18 @@ class ClosedSetStream(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         rng = np.random.default_rng((self.seed, 2, index))
-        street = rng.random() < self.config.street_probability
-        if street and index >= self.config.street_start:
-            image, label = self._street(rng)
-        else:
-            item = self._pick(index)
-            image, label = read_image(item.image), read_label(item.label)
+        image, label = self._sample(index, rng)
         image, label = augment(image, label, self.config.size, self.config.scale,
                                self.config.aspect, rng)
         return normalize(image), torch.from_numpy(label)
+
+    def _sample(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return picture and label before augmentation."""
+        street = rng.random() < self.config.street_probability
+        if street and index >= self.config.street_start:
+            return self._street(rng)
+        item = self._pick(index)
+        return read_image(item.image), read_label(item.label)
 
     @staticmethod
     def _street(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
