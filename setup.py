@@ -166,6 +166,8 @@ setup(
             'pytest-timeout',
             'scikit-learn',
             'setuptools',
+            # The reference of the converters; its tests skip where it is missing.
+            'transformers>=5',
         ],
     },
     cmdclass={'install_data': InstallDataAndExecutables},

@@ -233,7 +233,7 @@ def _detectron2_backbone(settings: _Settings) -> dict[str, Any]:
     name = settings.get('MODEL.BACKBONE.NAME', 'D2SwinTransformer')
     if name == 'D2SwinTransformer':
         settings.require(MODEL__SWIN__PATCH_SIZE=4, MODEL__SWIN__APE=False,
-                         MODEL__SWIN__PATCH_NORM=True)
+                         MODEL__SWIN__PATCH_NORM=True, MODEL__SWIN__QK_SCALE=None)
         return _swin(
             settings.get('MODEL.SWIN.EMBED_DIM', 96),
             settings.get('MODEL.SWIN.DEPTHS', [2, 2, 6, 2]),
@@ -584,8 +584,9 @@ def convert_detectron2(checkpoint: str | Path, config: str | Path, out: str | Pa
         mean, std = (value and list(value)[::-1] for value in (mean, std))
     _require_normalisation(mean, std, str(config))
     network = from_detectron2(read_file(checkpoint), values)
-    trained = settings.get('DATASETS.TRAIN', [])
-    if classes is None and network.num_classes == 19 and any('cityscapes' in d for d in trained):
+    # A list, or in hand-written files the text of a tuple.
+    trained = str(settings.get('DATASETS.TRAIN', None))
+    if classes is None and network.num_classes == 19 and 'cityscapes' in trained:
         classes = list(CITYSCAPES)
     name = re.sub(r'\W+', '_', Path(config).resolve().parent.name
                   if Path(config).stem == 'config' else Path(config).stem)

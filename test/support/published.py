@@ -22,7 +22,7 @@ import pytest
 import torch
 
 SWIN_T = {'embed_dim': 96, 'depths': [2, 2, 6, 2], 'num_heads': [3, 6, 12, 24], 'window_size': 7}
-SMALL = {'embed_dim': 32, 'depths': [2, 2, 2, 2], 'num_heads': [1, 2, 2, 4], 'window_size': 5}
+SMALL = {'embed_dim': 32, 'depths': [1, 2, 1, 2], 'num_heads': [1, 2, 2, 4], 'window_size': 5}
 
 
 @pytest.fixture(autouse=True, scope='module')
