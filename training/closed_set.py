@@ -198,7 +198,7 @@ class ClosedSetTraining:
         self.average.eval()
         saved = time.monotonic()
         progress = tqdm(self._batches(), total=iterations, initial=self.step,
-                        desc=self.config.name)
+                        desc=self.config.name, disable=None)
         for image, label in progress:
             losses = self._train_step(image, label)
             progress.set_postfix(loss=f'{losses["total"]:.2f}')

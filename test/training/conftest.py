@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training tests use one thread: tiny networks gain nothing from more, and a busy machine hurts."""
+"""One torch thread for the tests: tiny networks gain nothing from more."""
 
 import pytest
 import torch

@@ -52,8 +52,9 @@ def test_training_learns_the_blocks_and_exports_what_it_learned(tmp_path):
     training.run(validate_every=1000)
     log = [json.loads(line) for line in (tmp_path / 'run' / 'log.jsonl').read_text().splitlines()]
     totals = [entry['total'] for entry in log if 'total' in entry]
-    assert totals[-1] < 0.7 * totals[0]
-    assert log[-1]['mIoU'] > 0.3
+    assert totals[-1] < totals[0]
+    # Guessing gives about 0.2.
+    assert log[-1]['mIoU'] > 0.4
     network, _ = load_network(tmp_path / 'run')
     export_onnx(network, tmp_path / 'network.onnx', (96, 64))
     images = [closed_set_stream(config.data, 3, 4)[i][0] for i in range(3)]

@@ -33,7 +33,7 @@ def evaluate_closed_set(segmenter: Segmenter, items: Sequence[Item]) -> dict[str
     """
     names = segmenter.bundle.class_names
     matrix = ConfusionMatrix(len(names))
-    for item in tqdm(items, desc='closed set', leave=False):
+    for item in tqdm(items, desc='closed set', leave=False, disable=None):
         image, label = read_image(item.image), read_label(item.label)
         matrix.add(segmenter(image, maps=frozenset({'semantic'})).semantic, label)
     return {'mIoU': matrix.mean_iou(), 'pixel_accuracy': matrix.pixel_accuracy(),
@@ -47,7 +47,7 @@ def anomaly_pixels(segmenter: Segmenter, items: Sequence[Item]) -> tuple[np.ndar
     Scores are at the size of the labels; pixels whose label is neither 0 nor 1 are dropped.
     """
     scores, labels = [], []
-    for item in tqdm(items, desc='anomaly', leave=False):
+    for item in tqdm(items, desc='anomaly', leave=False, disable=None):
         label = read_label(item.label)
         score = segmenter(read_image(item.image),
                           maps=frozenset({'anomaly_score'})).anomaly_score

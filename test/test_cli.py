@@ -1,0 +1,127 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+
+import cv2
+import numpy as np
+from owseg_ros.cli import main
+from owseg_ros.pictures import FrameComposer, VideoError, VideoWriter
+import pytest
+from support.tiny_bundle import make_tiny_bundle, paint
+
+
+@pytest.fixture
+def model(tmp_path):
+    return str(make_tiny_bundle(tmp_path / 'model').path)
+
+
+def frames_of(path):
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        read, frame = capture.read()
+        if not read:
+            return frames
+        frames.append(frame)
+
+
+def test_run_over_a_folder_writes_a_video_and_the_maps(tmp_path, model, capsys):
+    images = tmp_path / 'images'
+    images.mkdir()
+    for index in range(5):
+        right = (255, 255, 255) if index % 2 else (0, 255, 0)
+        cv2.imwrite(str(images / f'{index}.png'), paint(96, 64, right=right)[..., ::-1])
+    out = tmp_path / 'out'
+    assert main(['run', '--model', model, '--source', str(images), '--out', str(out),
+                 '--masks', '--every', '2']) == 0
+    assert 'run.mp4' in capsys.readouterr().out
+    frames = frames_of(out / 'run.mp4')
+    assert len(frames) == 3 and min(frame.std() for frame in frames) > 20
+    for index in (0, 2, 4):
+        ids = cv2.imread(str(out / 'maps' / f'{index:06d}_semantic.png'), cv2.IMREAD_UNCHANGED)
+        assert ids.shape == (64, 96)
+        assert (ids[:, :40] == 0).all() and (ids[:, 56:] == 1).all()
+        score = np.load(out / 'maps' / f'{index:06d}_anomaly_score.npy')
+        assert score.shape == (64, 96)
+        assert score[:, :40].max() < 0.5 and score[:, 56:].max() < 0.5
+    assert not (out / 'maps' / '000001_semantic.png').exists()
+
+
+def test_run_over_a_video_stops_at_the_limit(tmp_path, model):
+    writer = VideoWriter(tmp_path / 'clip.mp4', 10, (96, 64))
+    for _ in range(6):
+        writer.write(paint(96, 64))
+    writer.close()
+    out = tmp_path / 'out'
+    assert main(['run', '--model', model, '--video', str(tmp_path / 'clip.mp4'), '--limit', '4',
+                 '--out', str(out)]) == 0
+    assert len(frames_of(out / 'run.mp4')) == 4
+
+
+@pytest.mark.parametrize('arguments, says', [
+    (['run', '--video', 'no/such.mp4'], 'no/such.mp4'),
+    (['run', '--source', 'scene', '--every', '0'], 'every'),
+    (['run', '--source', 'scene', '--engine', 'magic'], 'onnx'),
+    (['run', '--source', 'scene', '--providers', 'tensorrt'], 'tensorrt')])
+def test_expected_errors_are_one_line(arguments, says, model, capsys, tmp_path):
+    arguments = [*arguments, '--model', model, '--out', str(tmp_path)]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith('owseg: ') and says in error and '\n' not in error
+
+
+def test_model_that_is_none_is_named(tmp_path, capsys):
+    assert main(['run', '--source', 'scene', '--model', str(tmp_path)]) == 2
+    assert 'manifest.yaml' in capsys.readouterr().err
+    assert main(['demo', '--model', str(tmp_path), '--out', str(tmp_path / 'out')]) == 2
+    assert 'manifest.yaml' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_command_line_mistakes_exit_with_usage(capsys):
+    for arguments in ([], ['run'], ['demo', '--size', 'big'], ['dance']):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert 'usage: owseg' in capsys.readouterr().err
+
+
+def test_composed_frame_shows_the_four_panels(tmp_path):
+    palette = np.zeros((256, 3), np.uint8)
+    palette[1], palette[254] = (0, 200, 0), (255, 0, 255)
+    composer = FrameComposer(120, 90, palette, [('grass', (0, 200, 0))])
+    image = np.full((90, 120, 3), (200, 10, 10), np.uint8)
+    mask = np.zeros((90, 120), np.uint8)
+    mask[30:60, 40:80] = 255
+    score = np.where(mask > 0, 1.0, 0.0).astype(np.float32)
+    picture = composer.compose(image, np.ones((90, 120), np.uint8), score, mask, 'title')
+    assert picture.shape == (composer.size[1], composer.size[0], 3)
+    assert composer.size[0] % 2 == composer.size[1] % 2 == 0
+    top, left, right, low = 44 + 45, 6 + 60, 6 + 126 + 60, 44 + 96 + 45
+    assert (picture[top, left] == (200, 10, 10)).all()
+    assert (picture[top, right] == (0, 200, 0)).all()
+    assert picture[low, left].sum() > 500 and picture[low + 35, left].sum() < 30
+    assert picture[low, right, 2] > 100 > picture[low + 35, right, 2]
+    with pytest.raises(VideoError, match='does not fit'):
+        VideoWriter(tmp_path / 'v.mp4', 5, composer.size).write(image)
+
+
+def test_doctor_knows_a_damaged_model_and_speaks_json(tmp_path, model, capsys, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', '77')
+    (tmp_path / 'model' / 'network.onnx').write_bytes(b'damaged')
+    assert main(['doctor', '--json', '--seconds', '0.2', '--model', model]) == 1
+    checks = {check['name']: check for check in json.loads(capsys.readouterr().out)}
+    assert checks['model']['level'] == 'fail' and 'sha256' in checks['model']['found']
+    assert checks['ONNX Runtime']['level'] == 'ok'
+    assert 'cpu' in checks['engine']['found']

@@ -1,0 +1,112 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+
+import cv2
+import numpy as np
+from owseg_ros.bundle import BundleError, default_bundle_path, load_bundle
+from owseg_ros.cli import main
+from owseg_ros.demo import DemoError, DemoOptions, run_demo
+from owseg_ros.scene import HAZARD_KINDS, StreetScene
+from owseg_ros.segmenter import Segmenter
+import pytest
+from support.tiny_bundle import make_tiny_bundle, paint
+
+pytest.importorskip('rclpy', reason='the demo runs real nodes')
+
+
+@pytest.fixture(scope='module')
+def bundled():
+    try:
+        return load_bundle(default_bundle_path())
+    except BundleError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.timeout(240)
+def test_demo_in_its_short_form(tmp_path, bundled, capsys):
+    out = tmp_path / 'out'
+    assert main(['demo', '--seconds', '5', '--out', str(out), '--rate', '5',
+                 '--size', '480x360']) == 0
+    table = capsys.readouterr().out
+    assert 'pixel accuracy' in table and 'network, readout' in table
+    report = json.loads((out / 'report.json').read_text())
+    frames = report['frames']
+    assert frames['out'] >= 8
+    assert frames['in'] >= frames['out'] - 1 and frames['bad'] == 0
+    assert report['rate_hz'] > 1
+    age = report['age_ms']
+    assert 0 < age['p50'] <= age['p95'] <= age['p99'] < 5000
+    assert report['network_ms'] > 0 and report['readout_ms'] > 0
+    assert report['model']['sha256'] == bundled.network_sha256
+    assert report['labels'] == bundled.num_classes + 2
+    # The frames were found again in the street, so the figures are of the right pictures.
+    truth = report['ground_truth']
+    assert truth['frames'] >= 5
+    assert truth['pixel_accuracy'] > 0.8
+    capture = cv2.VideoCapture(str(out / 'demo.mp4'))
+    count = 0
+    while True:
+        read, frame = capture.read()
+        if not read:
+            break
+        count += 1
+        assert frame.std() > 20
+    assert count + frames['not_in_video'] == frames['out']
+    sheet = cv2.imread(str(out / 'contact_sheet.png'))
+    assert sheet.shape[1] > 1400 and sheet.std() > 30
+
+
+@pytest.mark.timeout(120)
+def test_demo_of_a_clip_ends_with_the_clip(tmp_path):
+    bundle = make_tiny_bundle(tmp_path / 'model')
+    images = tmp_path / 'images'
+    images.mkdir()
+    for index in range(12):
+        cv2.imwrite(str(images / f'{index:02d}.png'), paint(96, 64)[..., ::-1])
+    options = DemoOptions(source=str(images), out=tmp_path / 'out', model=bundle.path,
+                          seconds=30, rate=8)
+    report = run_demo(options, say=lambda line: None)
+    assert 3 <= report['frames']['out'] <= 12
+    assert report['ground_truth'] is None
+    assert (tmp_path / 'out' / 'contact_sheet.png').is_file()
+
+
+@pytest.mark.timeout(120)
+def test_nodes_that_die_are_an_error_with_their_last_words(tmp_path, monkeypatch):
+    bundle = make_tiny_bundle(tmp_path / 'model')
+    monkeypatch.setattr('owseg_ros.demo._command', lambda *arguments: [
+        'sh', '-c', 'echo the engine is on fire >&2; exit 3'])
+    with pytest.raises(DemoError, match='(?s)code 3.*on fire'):
+        run_demo(DemoOptions(out=tmp_path / 'out', model=bundle.path), say=lambda line: None)
+
+
+@pytest.mark.timeout(120)
+def test_hazards_appear_in_the_anomaly_mask_where_they_are(bundled):
+    """Each kind of hazard, near enough, is flagged more than the road around it."""
+    segmenter = Segmenter(bundled)
+    street = StreetScene(640, 480, seed=0)
+    for event in street.hazard_times():
+        cover, false_alarm = [], []
+        for index in np.linspace(event.first_index, event.last_index, 5).astype(int)[1:]:
+            truth = street.render(int(index))
+            mask = segmenter(truth.image, maps={'anomaly_mask'}).anomaly_mask > 0
+            cover.append(mask[truth.anomaly].mean())
+            x0, y0, x1, y1 = truth.hazards[0].box
+            around = np.zeros_like(mask)
+            around[max(0, y0 - 30):y1 + 30, max(0, x0 - 60):x1 + 60] = True
+            false_alarm.append(mask[around & (truth.labels == 3)].mean())
+        assert event.kind in HAZARD_KINDS
+        assert max(cover) > 0.3, f'{event.kind}: {cover}'
+        assert np.mean(cover) > 3 * np.mean(false_alarm), f'{event.kind}: {cover} {false_alarm}'
