@@ -108,6 +108,8 @@ setup(
         (f'share/{NAME}', ['package.xml']),
         *files_below('launch'),
         *files_below('config'),
+        # The Fast DDS profile, also for processes that are not ours.
+        (f'share/{NAME}/config', [f'{NAME}/nodes/fastdds.xml']),
         *files_below('models'),
     ],
     zip_safe=False,
