@@ -107,7 +107,13 @@ class Launch:
         return code
 
     def close(self) -> None:
-        """End what is left."""
+        """End what is left; killed nodes would leave their shared memory behind."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGINT)
+            try:
+                self._process.wait(20.0)
+            except subprocess.TimeoutExpired:
+                pass
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
