@@ -65,7 +65,7 @@ def _export(options: argparse.Namespace) -> None:
     from owseg_training.export import export_bundle
 
     bundle = export_bundle(options.run, options.out, data=options.data,
-                           frames=options.check_frames)
+                           frames=options.check_frames, before=options.before)
     print(f'wrote {bundle.path}: network {bundle.network_sha256[:12]}, '
           f'anomaly threshold {bundle.anomaly.threshold:.3f} '
           f'({bundle.anomaly.operating_point})')
@@ -192,6 +192,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument('--data', help='folder of the data sets')
     export.add_argument('--check-frames', type=int, default=4,
                         help='real frames on which ONNX must equal torch')
+    export.add_argument('--before', type=Path,
+                        help='bundle before outlier supervision, for the model card')
     export.set_defaults(run_command=_export)
 
     _add_evaluate(stages)

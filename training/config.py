@@ -139,9 +139,10 @@ class OptimizerConfig:
 
 @dataclass
 class Config:
-    """A whole recipe."""
+    """A whole recipe; stage is set by the training stage that uses it."""
 
     name: str = 'mask_classifier'
+    stage: str = 'closed_set'
     network: NetworkConfig = field(default_factory=NetworkConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -28,6 +28,7 @@ from owseg_ros.bundle import Bundle, load_bundle, write_bundle
 from owseg_ros.segmenter import Segmenter
 from owseg_training import model_card
 from owseg_training.closed_set import load_network
+from owseg_training.config import Config, config_from_dict
 from owseg_training.data.datasets import CamVid, DataError, read_image, RoadAnomaly
 from owseg_training.data.stream import MEAN, normalize, STD
 from owseg_training.evaluate.bundle_figures import (
@@ -36,6 +37,7 @@ from owseg_training.network import MaskClassifier
 import torch
 from torch import nn
 from torch.nn import functional
+import yaml
 
 OPSET = 18
 OUTPUTS = ('mask_logits', 'class_logits', 'pixel_features')
@@ -120,15 +122,21 @@ def calibrate_threshold(segmenter: Segmenter, rate: float, data: str | None) -> 
 
 
 def _known_scores(segmenter: Segmenter, item: Any) -> np.ndarray:
-    from owseg_training.data.datasets import read_label
-
     label = read_label(item.label)
     score = segmenter(read_image(item.image), maps=frozenset({'anomaly_score'})).anomaly_score
     return score[label < segmenter.bundle.num_classes]
 
 
-def _training_log(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / 'log.jsonl').read_text().splitlines()]
+def _history(run: Path, config: Config) -> list[model_card.Stage]:
+    """Return the stages that led to the run, the first one first."""
+    def read(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    stages = [model_card.Stage(config, read(run / 'log.jsonl'))]
+    if (run / 'start_config.yaml').is_file():
+        start = config_from_dict(yaml.safe_load((run / 'start_config.yaml').read_text()))
+        stages.insert(0, model_card.Stage(start, read(run / 'start_log.jsonl')))
+    return stages
 
 
 def _rates(segmenter: Segmenter, data: str | None) -> dict[str, float]:
@@ -139,12 +147,13 @@ def _rates(segmenter: Segmenter, data: str | None) -> dict[str, float]:
 
 
 def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
-                  frames: int = 4) -> Bundle:
+                  frames: int = 4, before: str | Path | None = None) -> Bundle:
     """
     Make a bundle of a closed-set run: export, check, calibrate, measure, model card.
 
     run: folder of ClosedSetTraining; out: folder of the bundle; frames: number of CamVid val
-    frames on which ONNX Runtime must equal torch within 1e-4.
+    frames on which ONNX Runtime must equal torch within 1e-4; before: bundle of the same model
+    before outlier supervision, whose figures go beside the new ones.
     Raises ExportError when it does not, DataError when CamVid or RoadAnomaly are missing.
     """
     run, out = Path(run), Path(out)
@@ -179,7 +188,10 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
                              'at_threshold': _rates(segmenter, data)},
             'onnx_parity': difference,
         }
-        card.write_text(model_card.render(manifest, config, _training_log(run)))
+        if before is not None:
+            manifest['figures']['before_outliers'] = {
+                name: load_bundle(before).figures[name] for name in ('camvid_val', 'road_anomaly')}
+        card.write_text(model_card.render(manifest, _history(run, config)))
         write_bundle(out, manifest, files)
     return load_bundle(out)
 
@@ -208,7 +220,10 @@ def _manifest(network: MaskClassifier, config: Any, camvid: CamVid,
                     'operating_point': 'not calibrated yet', 'min_area': 64},
         'provenance': {
             'training_data': 'CamVid train (367 frames, SegNet split) and the procedural street '
-                             'of owseg_ros.scene',
+                             'of owseg_ros.scene' + (
+                                 '; outliers: cut-outs from COCO (CC BY, CC BY-SA) and DAVIS'
+                                 if config.stage == 'outliers' else ''),
+            'stage': config.stage,
             'initialisation': 'MobileNetV2 1.0 trained on ImageNet, ONNX Model Zoo '
                               'mobilenetv2-1.0 (Apache-2.0)',
             'parameters': parameters,

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+import shutil
 
 import numpy as np
 from owseg_training.closed_set import ClosedSetTraining, load_network
@@ -61,8 +62,12 @@ class OutlierTraining(ClosedSetTraining):
                  cutouts: str = 'cutouts') -> None:
         self._start, start_config = load_network(start)
         config.network = start_config.network
+        config.stage = 'outliers'
         self._cutouts = cutouts
         super().__init__(config, folder)
+        # What was before belongs to the history of the result.
+        for name in ('config.yaml', 'log.jsonl'):
+            shutil.copyfile(Path(start) / name, self.folder / f'start_{name}')
 
     def _make_network(self, num_classes: int) -> MaskClassifier:
         self.trainable, self.parameters = freeze_except(
