@@ -29,7 +29,7 @@ from owseg_ros.segmenter import Segmenter
 from owseg_training import model_card
 from owseg_training.closed_set import load_network
 from owseg_training.config import Config, config_from_dict
-from owseg_training.data.datasets import CamVid, DataError, read_image, RoadAnomaly
+from owseg_training.data.datasets import CamVid, DataError, read_image, read_label, RoadAnomaly
 from owseg_training.data.stream import MEAN, normalize, STD
 from owseg_training.evaluate.bundle_figures import (
     anomaly_pixels, evaluate_anomaly, evaluate_closed_set)
