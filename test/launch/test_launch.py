@@ -42,6 +42,9 @@ from support.launching import launch_environment
 from support.tiny_bundle import paint
 from support.tree import ROOT
 
+# The launch and its nodes import much, which takes its time on a busy machine.
+START = 60.0
+
 ARGUMENTS = {
     'perception.launch.py': {
         'namespace', 'model', 'image', 'image_transport', 'params_file', 'engine', 'camera',
@@ -52,7 +55,7 @@ ARGUMENTS = {
 def call(ros, service_type, name, request):
     """Call a service and return the response."""
     client = ros.client.create_client(service_type, name)
-    assert client.wait_for_service(20.0), f'no service {name}'
+    assert client.wait_for_service(START), f'no service {name}'
     future = client.call_async(request)
     wait_until(future.done, what=name)
     return future.result()
@@ -98,7 +101,7 @@ def test_demo_gives_masks_and_ends_by_ctrl_c(ros, launch, tiny):
     labels = ros.collect(String, f'{namespace}/labels', LATCHED)
     process = launch('demo.launch.py', {
         'namespace': namespace, 'model': str(tiny.path), 'rviz': 'true'})
-    names = [entry['name'] for entry in json.loads(labels.first().data)['classes']]
+    names = [entry['name'] for entry in json.loads(labels.first(timeout=START).data)['classes']]
     assert names[:3] == ['red', 'green', 'blue']
     mask = images['semantic/mask'].first()
     same_frame = [
@@ -128,7 +131,7 @@ def test_perception_follows_its_arguments(ros, launch, tiny, tmp_path):
     camera = ImagePublisher(ros.client, topic)
     masks = ros.collect(Image, camera_topic('', 'semantic/mask'), BEST_EFFORT)
     pixels = paint(320, 240)
-    wait_until(camera.matched, what=lambda: process.output)
+    wait_until(camera.matched, START, lambda: process.output)
     with Repeater(lambda: camera.send(pixels, frame_id='cam_optical_frame'), 10.0):
         mask = masks.first()
     assert (mask.width, mask.height) == (tiny.input.width, tiny.input.height)
@@ -155,16 +158,19 @@ def test_without_autostart_perception_waits_for_a_manager(ros, launch, tiny):
 
 
 def test_nodes_get_the_shared_memory_profile_unless_one_is_chosen(ros, launch, tmp_path):
-    arguments = {'namespace': ros.namespace, 'autostart': 'false'}
     name = transport.profile_variable()
-    environment = launch('perception.launch.py', arguments).node_environment()
-    given = transport.check({name: environment[name]})
-    assert given.segment_bytes >= transport.SMALLEST_SEGMENT_BYTES, given
-    chosen = tmp_path / 'mine.xml'
-    chosen.write_bytes(transport.profile_path().read_bytes())
-    environment = launch(
-        'perception.launch.py', arguments, **{name: str(chosen)}).node_environment()
-    assert environment[name] == str(chosen)
+    mine = tmp_path / 'mine.xml'
+    mine.write_bytes(transport.profile_path().read_bytes())
+    for chosen in ({}, {name: str(mine)}):
+        process = launch(
+            'perception.launch.py', {'namespace': ros.namespace, 'autostart': 'false'}, **chosen)
+        profile = process.node_environment()[name]
+        # A node that is interrupted while it starts leaves shared memory behind.
+        call(ros, GetState, f'{ros.namespace}/perception/get_state', GetState.Request())
+        assert process.interrupt() == 0, process.output
+        assert profile == chosen.get(name, profile)
+        given = transport.check({name: profile})
+        assert given.segment_bytes >= transport.SMALLEST_SEGMENT_BYTES, given
 
 
 def test_a_wrong_choice_is_refused(launch):

@@ -90,8 +90,8 @@ class Launch:
         # Until exec, a new process shows the environment of the launch.
         pid = wait_until(lambda: next((
             pid for pid in self.node_processes()
-            if b'--ros-args' in Path(f'/proc/{pid}/cmdline').read_bytes()), None),
-            what=lambda: f'a node process: {self.output}')
+            if b'--ros-args' in Path(f'/proc/{pid}/cmdline').read_bytes()), None), 60.0,
+            lambda: f'a node process: {self.output}')
         pairs = Path(f'/proc/{pid}/environ').read_bytes().decode().split('\0')
         return dict(pair.split('=', 1) for pair in pairs if '=' in pair)
 
@@ -102,7 +102,7 @@ class Launch:
 
     def wait(self) -> int:
         """Wait for the end and return the exit code."""
-        code = self._process.wait(30.0)
+        code = self._process.wait(60.0)
         self._reader.join(5.0)
         return code
 
