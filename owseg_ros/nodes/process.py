@@ -16,9 +16,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from owseg_ros.nodes import transport
 import rclpy
@@ -42,6 +43,17 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
     :returns: the exit code: 0 after a clean end, 1 when a parameter given at start is invalid.
     """
     dds = transport.prepare()
+    starting = True
+
+    def interrupted(number: int, stack: Any) -> None:
+        # While nodes spin, SIGINT shuts the context down, and that ends the spin. A
+        # KeyboardInterrupt on top of it could strike in the middle of the clean end, above all
+        # when Ctrl-C comes twice: from the terminal and from `ros2 launch`.
+        if starting:
+            raise KeyboardInterrupt
+
+    # Before rclpy.init, which puts its own handler in front of this one.
+    signal.signal(signal.SIGINT, interrupted)
     rclpy.init(args=args)
     nodes: list[Node] = []
     executor = SingleThreadedExecutor()
@@ -50,6 +62,7 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
         for make in factories:
             nodes.append(make(dds))
             executor.add_node(nodes[-1])
+        starting = False
         executor.spin()
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         print(error, file=sys.stderr)
@@ -57,6 +70,7 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        starting = False
         for node in nodes:
             node.destroy_node()
         executor.shutdown(0.5)
