@@ -44,7 +44,8 @@ def test_demo_in_its_short_form(tmp_path, bundled, capsys):
     report = json.loads((out / 'report.json').read_text())
     frames = report['frames']
     assert frames['out'] >= 8
-    assert frames['in'] >= frames['out'] - 1 and frames['bad'] == 0
+    # The node reports twice a second, so its count may be that much behind.
+    assert frames['in'] >= frames['out'] - 4 and frames['bad'] == 0
     assert report['rate_hz'] > 1
     age = report['age_ms']
     assert 0 < age['p50'] <= age['p95'] <= age['p99'] < 5000
