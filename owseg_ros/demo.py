@@ -44,7 +44,7 @@ from owseg_ros.bundle import Bundle, default_bundle_path, load_bundle
 from owseg_ros.errors import OwsegError
 from owseg_ros.pictures import FrameComposer, legend_of, PANELS, panels, VideoWriter
 from owseg_ros.scene import StreetScene
-from owseg_ros.source import open_source, SCENE_FPS
+from owseg_ros.source import open_source
 
 START_SECONDS = 90.0
 SAMPLES = 48
@@ -76,7 +76,7 @@ class DemoOptions:
     domain: int | None = None
 
 
-STREET_RATE = 7.5
+STREET_RATE = 10.0
 
 
 @dataclass
@@ -192,10 +192,10 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
 def _check_source(options: DemoOptions) -> float:
     """Open the source once, so that a wrong one is refused before anything starts."""
     source = open_source(options.source, width=options.size[0], height=options.size[1])
-    fps = options.rate or (STREET_RATE if source.fps == SCENE_FPS and source.frames == 0
-                           else source.fps or 10.0)
     source.close()
-    return fps
+    if options.source.startswith('scene'):
+        return options.rate or STREET_RATE
+    return options.rate or source.fps or 10.0
 
 
 def _private_domain(domain: int | None) -> None:
@@ -296,7 +296,7 @@ def _compare_with_street(options: DemoOptions, fps: float, recording: Recording,
                          bundle: Bundle) -> dict[str, Any]:
     """Find the index of each sample by its content and compare with the rendered truth."""
     seed = int(options.source.partition(':')[2] or 0)
-    scene = StreetScene(*options.size, seed=seed, fps=SCENE_FPS)
+    scene = StreetScene(*options.size, seed=seed, fps=fps)
     names = list(bundle.class_names)
     hits, union = np.zeros(len(names)), np.zeros(len(names))
     kinds: dict[str, dict[str, float]] = {}

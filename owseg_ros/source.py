@@ -68,15 +68,15 @@ class Source(Protocol):
 class SceneSource:
     """The procedural street: frame i of a StreetScene, without end."""
 
-    def __init__(self, seed: int = 0, width: int = 0, height: int = 0) -> None:
+    def __init__(self, seed: int = 0, width: int = 0, height: int = 0, fps: float = 0.0) -> None:
         width = width or (round(height * 4 / 3) if height else 640)
         height = height or round(width * 3 / 4)
         try:
-            self.scene = StreetScene(width, height, seed, SCENE_FPS)
+            self.scene = StreetScene(width, height, seed, fps or SCENE_FPS)
         except ValueError as error:
             raise SourceError(f'the procedural street cannot be rendered: {error}') from error
         self.name = f'scene:{seed}'
-        self.fps = SCENE_FPS
+        self.fps = self.scene.fps
         self.size = (width, height)
         self.frames = 0
         self.camera_matrix = self.scene.camera_matrix
@@ -173,19 +173,20 @@ class ImageSource:
         """Do nothing: there is nothing to release."""
 
 
-def open_source(spec: str, loop: bool = False, width: int = 0, height: int = 0) -> Source:
+def open_source(spec: str, loop: bool = False, width: int = 0, height: int = 0,
+                fps: float = 0.0) -> Source:
     """
     Open a source of frames.
 
     spec: 'scene' (or 'scene:SEED'), the path of a video, of an image or of a folder of images,
     or 'webcam:0'.  loop: start again at the end of a file or folder.  width, height: size at
-    which the procedural street is rendered (0: 640x480, or what keeps 4:3); other sources have
-    their own size.
+    which the procedural street is rendered (0: 640x480, or what keeps 4:3), fps: frames a second
+    of the street (0: 15); other sources have their own.
     Raises SourceError when there is nothing of this kind; the message says what to give.
     """
     match = re.fullmatch(r'(scene|webcam)(?::(\d{1,9}))?', spec.strip())
     if match and match[1] == 'scene':
-        return SceneSource(int(match[2] or 0), width, height)
+        return SceneSource(int(match[2] or 0), width, height, fps)
     if match:
         return VideoSource(webcam=int(match[2] or 0), loop=loop)
     if not spec.strip():

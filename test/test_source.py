@@ -33,6 +33,7 @@ def test_scene_is_the_street_of_its_seed():
     assert np.array_equal(first, source.scene.render(0).image)
     assert np.array_equal(second, source.scene.render(1).image)
     assert np.array_equal(source.camera_matrix, source.scene.camera_matrix)
+    assert open_source('scene', width=160, fps=5).fps == 5
 
 
 def test_video_is_read_in_rgb_to_its_end(tmp_path):

@@ -140,7 +140,7 @@ class CameraNode(Node):
             try:
                 source = open_source(
                     name, loop=self._table['loop'], width=self._table['width'],
-                    height=self._table['height'])
+                    height=self._table['height'], fps=self._table['rate'])
             except OwsegError as error:
                 self._fail(f'source {name}: {error}')
                 self._changed.wait(RETRY_SECONDS)
@@ -228,9 +228,6 @@ class CameraNode(Node):
         shrinks = size[0] < width
         return cv2.resize(rgb, size, interpolation=(
             cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
-
-    def _size(self, name: str) -> dict[str, Any]:
-        return {'width': self._table['width'], 'height': self._table['height']}
 
     def _period(self, source: Any) -> float:
         return 1.0 / (self._table['rate'] or source.fps or DEFAULT_RATE)
