@@ -62,10 +62,14 @@ def _outliers(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from owseg_training import tensorrt_support
     from owseg_training.export import export_bundle
 
-    bundle = export_bundle(options.run, options.out, data=options.data,
-                           frames=options.check_frames, before=options.before)
+    bundle = export_bundle(
+        options.run, options.out, data=options.data, frames=options.check_frames,
+        before=options.before, size=options.size, batch=options.batch,
+        precision=options.precision, calibration_frames=options.calibration_frames)
+    print(tensorrt_support.check(bundle.network).text())
     print(f'wrote {bundle.path}: network {bundle.network_sha256[:12]}, '
           f'anomaly threshold {bundle.anomaly.threshold:.3f} '
           f'({bundle.anomaly.operating_point})')
@@ -143,6 +147,10 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def _batch(text: str) -> int | None:
+    return None if text == 'dynamic' else int(text)
+
+
 def _convert(options: argparse.Namespace) -> None:
     from owseg_training import convert
 
@@ -187,11 +195,19 @@ def build_parser() -> argparse.ArgumentParser:
     outliers.set_defaults(run_command=_outliers)
 
     export = stages.add_parser('export', help='write a bundle: ONNX, manifest, model card')
-    export.add_argument('run', type=Path, help='folder of a closed-set run')
+    export.add_argument('run', type=Path, help='folder of a training, or of owseg-train convert')
     export.add_argument('--out', type=Path, required=True, help='folder of the bundle')
     export.add_argument('--data', help='folder of the data sets')
     export.add_argument('--check-frames', type=int, default=4,
-                        help='real frames on which ONNX must equal torch')
+                        help='frames on which ONNX must equal torch: of a data set, else of the '
+                             'procedural street')
+    export.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
+                        help="input of the network, multiples of 32 (default: the run's)")
+    export.add_argument('--batch', type=_batch, metavar='N',
+                        help='fixed batch size, or dynamic (default)')
+    export.add_argument('--precision', choices=('fp32', 'fp16', 'int8'), default='fp32')
+    export.add_argument('--calibration-frames', type=int, default=32,
+                        help='int8: frames for the ranges of activations')
     export.add_argument('--before', type=Path,
                         help='bundle before outlier supervision, for the model card')
     export.set_defaults(run_command=_export)

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,69 +60,121 @@ def _stage(stage: Stage) -> str:
             f'\n\n{_curve(stage.log)}')
 
 
-def _anomaly_row(name: str, figures: dict[str, Any]) -> str:
+def _anomaly_row(name: str, road: dict[str, Any]) -> str:
+    return f'| {name} | {road["AP"]:.4f} | {road["AuROC"]:.4f} | {road["FPR95"]:.4f} |'
+
+
+def _with(figures: dict[str, Any], others: Sequence[tuple[str, str]], key: str,
+          row: Callable[[str, dict[str, Any]], str]) -> list[str]:
+    """Return a row for each related model that has the figures, this one last."""
+    rows = [row(name, figures[other][key]) for other, name in others
+            if key in figures.get(other, {})]
+    return [*rows, row('this one', figures[key])]
+
+
+_OTHERS = (('before_outliers', 'before outlier supervision'), ('fp32', 'in fp32'))
+
+
+def _closed_set(title: str, key: str, figures: dict[str, Any]) -> str:
+    found = figures[key]
+    text = (f'{title}, {found["frames"]} frames: **mIoU {found["mIoU"]:.4f}**, pixel accuracy '
+            f'{found["pixel_accuracy"]:.4f}.\n\n')
+    rows = _with(figures, _OTHERS, key, lambda name, f: f'| {name} | {f["mIoU"]:.4f} |')
+    if len(rows) > 1:
+        text += '\n'.join(['| model | mIoU |', '|---|---|', *rows]) + '\n\n'
+    return text + '\n'.join(['| class | IoU |', '|---|---|', *(
+        f'| {name} | {value:.3f} |' for name, value in found['IoU'].items())])
+
+
+def _anomaly(figures: dict[str, Any], anomaly: dict[str, Any]) -> str:
     road = figures['road_anomaly']
-    return (f'| {name} | {road["AP"]:.4f} | {road["AuROC"]:.4f} | {road["FPR95"]:.4f} | '
-            f'{figures["camvid_val"]["mIoU"]:.4f} |')
+    rates = road['at_threshold']
+    rows = '\n'.join(['| model | AP | AuROC | FPR95 |', '|---|---|---|---|',
+                      *_with(figures, _OTHERS, 'road_anomaly', _anomaly_row)])
+    return (f'RoadAnomaly, {road["frames"]} development frames, RbA score, pixels pooled:\n\n'
+            f"{rows}\n\nAt the bundle's threshold {anomaly['threshold']} it finds "
+            f'{rates["true_positive_rate"]:.1%} of the\nanomalous pixels there and flags '
+            f'{rates["false_positive_rate"]:.1%} of the others.')
 
 
-def render(manifest: dict[str, Any], stages: Sequence[Stage]) -> str:
+def _exactness(figures: dict[str, Any], provenance: dict[str, Any]) -> str:
+    errors = ', '.join(f'{k} {v:.1e}' for k, v in figures['onnx_parity'].items())
+    text = (f'ONNX Runtime in fp32 against torch on {figures["onnx_parity_frames"]}, largest '
+            f'difference relative to\nmax(1, |value|): {errors}.')
+    if 'quantisation' in provenance:
+        found = figures['difference_to_fp32']
+        text += (f'\n\nThis one is {provenance["quantisation"]}. Against fp32 on '
+                 f'{found["frames"]} frames: {found["same_class"]:.2%} of the pixels\nhave the '
+                 f'same class, the anomaly score differs by {found["anomaly_score"]:.1e} on '
+                 'average.')
+    report = provenance['tensorrt']
+    verdict = ('all of them in the list' if not report['unsupported_nodes'] else
+               f'{report["unsupported_nodes"]} of them not supported: '
+               + '; '.join(report['unsupported']))
+    return (f'{text}\n\nTensorRT: {report["nodes"]} nodes compared with the operators of its '
+            f'parser\n({report["compared_with"]}), {verdict}. It was not run on TensorRT.')
+
+
+_CAMVID = """
+- One camera, one city, daylight: CamVid has 367 training frames from Cambridge. Elsewhere the
+  classes hold roughly and the anomaly score is noisy: unfamiliar road, ground and vegetation
+  light up as well as objects.
+- Thin and rare classes (Pole, SignSymbol, Pedestrian) are the weakest: masks have a quarter of
+  the input's resolution."""
+
+
+def _limits(stages: Sequence[Stage]) -> str:
+    alone = 'Do not drive on its anomaly mask alone.'
+    if not stages:
+        return ('- Converted from a checkpoint from outside: what it was trained on, and under '
+                f'which licence, its own\n  source says. {alone}')
+    seen = ('It has seen pasted objects as outliers, none of them from RoadAnomaly or from the '
+            'hazards of the\n  procedural street.' if stages[-1].config.stage == 'outliers'
+            else 'It has not seen outliers in training.')
+    return f'- {seen} {alone}{_CAMVID}'
+
+
+def render(manifest: dict[str, Any], stages: Sequence[Stage],
+           closed: Sequence[tuple[str, str]]) -> str:
     """
     Return the model card as Markdown.
 
     manifest: as for write_bundle, with the figures of export_bundle; stages: the training, the
-    first stage first.
+    first stage first, none for a converted network; closed: key in the figures and title of each
+    labelled set that was measured.
     """
     figures, provenance = manifest['figures'], manifest['provenance']
-    camvid, road = figures['camvid_val'], figures['road_anomaly']
-    anomaly, network = manifest['anomaly'], stages[-1].config.network
-    source = manifest['network']['input']
-    supervised = stages[-1].config.stage == 'outliers'
-    per_class = '\n'.join(f'| {name} | {value:.3f} |' for name, value in camvid['IoU'].items())
-    rows = ['| model | AP | AuROC | FPR95 | CamVid val mIoU |', '|---|---|---|---|---|']
-    if 'before_outliers' in figures:
-        rows.append(_anomaly_row('before outlier supervision', figures['before_outliers']))
-    rows.append(_anomaly_row('this one', figures))
-    parity = ', '.join(f'{k} {v:.1e}' for k, v in figures['onnx_parity'].items())
-    training = '\n\n'.join(_stage(stage) for stage in stages)
-    seen = ('It has seen pasted objects as outliers, none of them from RoadAnomaly or from the '
-            'hazards of the procedural street.' if supervised else
-            'It has not seen outliers in training.')
+    source, anomaly = manifest['network']['input'], manifest['anomaly']
+    measured = [_closed_set(title, key, figures) for key, title in closed]
+    if 'road_anomaly' in figures:
+        measured.append(_anomaly(figures, anomaly))
+    if not measured:
+        measured.append('Nothing: no data set with these classes was there at export. '
+                        'Run `owseg-train evaluate` on yours.')
+    measured.append(_exactness(figures, provenance))
+    camvid = ('. CamVid states no licence for its pictures;\n  cite Brostow et al., "Semantic '
+              'object classes in video", Pattern Recognition Letters 2009, and\n  Badrinarayanan '
+              'et al., "SegNet", PAMI 2017 (the split)') if stages else ''
+    training = '\n\n'.join(_stage(stage) for stage in stages) or 'Not trained here.'
+    body = '\n\n'.join(measured)
     return f"""# {manifest['name']} {manifest['version']}
 
 {manifest['description']}
 
 - **Input**: RGB, stretched to {source['width']}x{source['height']}, ImageNet statistics.
-- **Size**: {provenance['parameters']:,} parameters, {network.queries} queries,
-  {network.decoder_layers} decoder layer(s).
-- **Licence of the weights**: {manifest['license']}. CamVid states no licence for its pictures;
-  cite Brostow et al., "Semantic object classes in video", Pattern Recognition Letters 2009, and
-  Badrinarayanan et al., "SegNet", PAMI 2017 (the split).
+- **Precision**: {provenance['precision']}.
+- **Size**: {provenance['parameters']:,} parameters.
+- **Threshold**: {anomaly['threshold']}, {anomaly['operating_point']}.
+- **Licence of the weights**: {manifest['license']}{camvid}.
 - **Training data**: {provenance['training_data']}.
 - **Initialisation**: {provenance['initialisation']}.
 
 ## Measured
 
-`owseg-train evaluate models/{manifest['name']}` (ONNX Runtime on a CPU, through the same
-Segmenter as the robot; figures at the size of the labels).
+`owseg-train evaluate <this folder>` (ONNX Runtime on a CPU, through the same Segmenter as the
+robot; figures at the size of the labels).
 
-CamVid val, {camvid['frames']} frames: **mIoU {camvid['mIoU']:.4f}**, pixel accuracy
-{camvid['pixel_accuracy']:.4f}.
-
-| class | IoU |
-|---|---|
-{per_class}
-
-RoadAnomaly, {road['frames']} development frames, RbA score, pixels pooled:
-
-{chr(10).join(rows)}
-
-At the bundle's threshold {anomaly['threshold']} ({anomaly['operating_point']}) it finds
-{road['at_threshold']['true_positive_rate']:.1%} of the anomalous pixels there and flags
-{road['at_threshold']['false_positive_rate']:.1%} of the others.
-
-ONNX Runtime against torch on real frames, largest difference relative to max(1, |value|):
-{parity}.
+{body}
 
 ## Training
 
@@ -130,10 +182,5 @@ ONNX Runtime against torch on real frames, largest difference relative to max(1,
 
 ## Limits
 
-- One camera, one city, daylight: CamVid has 367 training frames from Cambridge. Elsewhere the
-  classes hold roughly and the anomaly score is noisy: unfamiliar road, ground and vegetation
-  light up as well as objects.
-- {seen} Do not drive on its anomaly mask alone.
-- Thin and rare classes (Pole, SignSymbol, Pedestrian) are the weakest: masks have a quarter of
-  the input's resolution.
+{_limits(stages)}
 """

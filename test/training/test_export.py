@@ -11,14 +11,21 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import json
+import shutil
+
 import cv2
 import numpy as np
+import onnx
 from owseg_ros.segmenter import Segmenter
 from owseg_training.cli import main
 from owseg_training.closed_set import ClosedSetTraining
 from owseg_training.outliers import OutlierTraining
 import pytest
 from support.camvid import tiny_config, write_camvid
+from support.published import detectron2_config, detectron2_state, mask2former
+import torch
+import yaml
 
 
 def write_road_anomaly(root):
@@ -60,6 +67,8 @@ def test_run_becomes_a_bundle_with_figures_and_history(tmp_path, capsys):
     figures = bundle.figures
     assert figures['before_outliers']['road_anomaly'] == \
         Segmenter(before).bundle.figures['road_anomaly']
+    assert figures['onnx_parity_frames'].endswith('CamVid val')
+    assert bundle.provenance['tensorrt']['unsupported'] == []
     assert 0 <= figures['camvid_val']['mIoU'] <= 1
     result = segmenter(np.full((72, 96, 3), 90, np.uint8))
     assert result.semantic.shape == (72, 96)
@@ -74,6 +83,108 @@ def test_run_becomes_a_bundle_with_figures_and_history(tmp_path, capsys):
         scores.append(segmenter(np.ascontiguousarray(image)).anomaly_score.ravel())
     flagged = (np.concatenate(scores) >= bundle.anomaly.threshold).mean()
     assert flagged == pytest.approx(0.02, abs=0.005)
+
+
+@pytest.fixture(scope='module')
+def converted(tmp_path_factory):
+    """Convert a small random network in the layout of RbA's Swin checkpoints (one level)."""
+    folder = tmp_path_factory.mktemp('converted')
+    release = folder / 'small_1dl'
+    release.mkdir()
+    model = mask2former(levels=1)
+    (release / 'config.yaml').write_text(yaml.safe_dump(detectron2_config(model, levels=1)))
+    torch.save({'model': detectron2_state(model, levels=1)}, release / 'model_final.pth')
+    (folder / 'names.txt').write_text('road\nsky\ncar\nperson\ntree\n')
+    assert main(['convert', str(release / 'model_final.pth'), '--size', '128x64',
+                 '--classes', str(folder / 'names.txt'), '--out', str(folder / 'run')]) == 0
+    return folder / 'run'
+
+
+@pytest.mark.timeout(240)
+def test_released_checkpoint_goes_through_to_masks(converted, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'nothing').mkdir()
+    monkeypatch.setenv('OWSEG_DATA', str(tmp_path / 'nothing'))
+    out = tmp_path / 'bundle'
+    assert main(['export', str(converted), '--out', str(out), '--check-frames', '2']) == 0
+    printed = capsys.readouterr().out
+    assert 'every operator is in the list' in printed and 'GridSample' in printed
+
+    segmenter = Segmenter(out)
+    bundle = segmenter.bundle
+    assert bundle.class_names == ('road', 'sky', 'car', 'person', 'tree')
+    assert (bundle.input.width, bundle.input.height) == (128, 64)
+    assert max(bundle.figures['onnx_parity'].values()) <= 1e-4
+    assert bundle.figures['onnx_parity_frames'] == '2 of the procedural street'
+    assert 'street without hazards' in bundle.anomaly.operating_point
+    assert bundle.provenance['stage'] == 'converted'
+    assert not {'camvid_val', 'road_anomaly'} & set(bundle.figures)
+    random = np.random.default_rng(0)
+    frames = [random.integers(0, 256, (90, 120, 3), np.uint8) for _ in range(3)]
+    single = [segmenter(frame) for frame in frames]
+    for result in single:
+        assert result.semantic.shape == result.anomaly_mask.shape == (90, 120)
+        assert np.isfinite(result.anomaly_score).all() and result.anomaly_score.std() > 0
+    # Any batch size, and each frame by itself whatever is beside it.
+    for one, many in zip(single, segmenter.segment(frames)):
+        assert np.abs(one.anomaly_score - many.anomaly_score).max() < 1e-3
+    card = (out / 'MODEL_CARD.md').read_text()
+    assert 'Not trained here' in card and 'not run on TensorRT' in card
+
+
+@pytest.mark.timeout(240)
+def test_size_and_batch_can_be_fixed(converted, tmp_path, monkeypatch):
+    (tmp_path / 'nothing').mkdir()
+    monkeypatch.setenv('OWSEG_DATA', str(tmp_path / 'nothing'))
+    out = tmp_path / 'bundle'
+    assert main(['export', str(converted), '--out', str(out), '--size', '96x64', '--batch', '2',
+                 '--check-frames', '3']) == 0
+    shape = onnx.load(out / 'network.onnx').graph.input[0].type.tensor_type.shape
+    assert [d.dim_value for d in shape.dim] == [2, 3, 64, 96]
+    segmenter = Segmenter(out)
+    assert segmenter.bundle.provenance['tensorrt']['notes'] == []
+    assert len(segmenter.segment([np.zeros((64, 96, 3), np.uint8)] * 3)) == 3
+
+
+def test_options_that_do_not_fit_are_one_line(converted, tmp_path, capsys):
+    arguments = ['export', str(converted), '--out', str(tmp_path / 'b')]
+    for more, message in ((['--size', '100x64'], 'multiples of 32'),
+                          (['--batch', '0'], '1 or more'),
+                          (['--check-frames', '0'], 'one frame')):
+        assert main([*arguments, *more]) == 2
+        assert message in capsys.readouterr().err
+    broken = tmp_path / 'run'
+    shutil.copytree(converted, broken)
+    names = json.loads((broken / 'classes.json').read_text())
+    (broken / 'classes.json').write_text(json.dumps({'classes': names['classes'][:2]}))
+    assert main(['export', str(broken), '--out', str(tmp_path / 'b')]) == 2
+    assert 'has 5 classes' in capsys.readouterr().err
+    (broken / 'classes.json').write_text('[]')
+    assert main(['export', str(broken), '--out', str(tmp_path / 'b')]) == 2
+    assert 'classes.json must be' in capsys.readouterr().err
+    (broken / 'classes.json').unlink()
+    assert main(['export', str(broken), '--out', str(tmp_path / 'b')]) == 2
+    assert 'name them in' in capsys.readouterr().err
+    assert not (tmp_path / 'b').exists()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize('precision', ['fp16', 'int8'])
+def test_variants_state_their_accuracy(precision, tmp_path):
+    root = write_camvid(tmp_path)
+    write_road_anomaly(root)
+    ClosedSetTraining(tiny_config(root, 2), tmp_path / 'run').run()
+    out = tmp_path / precision
+    assert main(['export', str(tmp_path / 'run'), '--out', str(out), '--data', str(root),
+                 '--precision', precision, '--calibration-frames', '4']) == 0
+    segmenter = Segmenter(out)
+    figures = segmenter.bundle.figures
+    assert segmenter.bundle.name == f'tiny_{precision}'
+    assert segmenter.bundle.provenance['precision'] == precision
+    assert 0.5 < figures['difference_to_fp32']['same_class'] <= 1
+    for key in ('camvid_val', 'road_anomaly'):
+        assert key in figures and key in figures['fp32']
+    assert 'in fp32' in (out / 'MODEL_CARD.md').read_text()
+    assert segmenter(np.full((72, 96, 3), 90, np.uint8)).semantic.shape == (72, 96)
 
 
 def test_missing_run_and_data_are_one_line(tmp_path, capsys):
