@@ -68,7 +68,8 @@ def _export(options: argparse.Namespace) -> None:
     bundle = export_bundle(
         options.run, options.out, data=options.data, frames=options.check_frames,
         before=options.before, size=options.size, batch=options.batch,
-        precision=options.precision, calibration_frames=options.calibration_frames)
+        precision=options.precision, calibration_frames=options.calibration_frames,
+        int8_runtime=options.int8_runtime)
     print(tensorrt_support.check(bundle.network).text())
     print(f'wrote {bundle.path}: network {bundle.network_sha256[:12]}, '
           f'anomaly threshold {bundle.anomaly.threshold:.3f} '
@@ -208,6 +209,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument('--precision', choices=('fp32', 'fp16', 'int8'), default='fp32')
     export.add_argument('--calibration-frames', type=int, default=32,
                         help='int8: frames for the ranges of activations')
+    export.add_argument('--int8-runtime', choices=('onnxruntime', 'tensorrt'),
+                        default='onnxruntime', help='int8: whose rules to follow')
     export.add_argument('--before', type=Path,
                         help='bundle before outlier supervision, for the model card')
     export.set_defaults(run_command=_export)

@@ -277,7 +277,8 @@ def measure(segmenter: Segmenter, data: Data, *, rates: bool = True) -> dict[str
 def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
                   frames: int = 4, before: str | Path | None = None,
                   size: tuple[int, int] | None = None, batch: int | None = None,
-                  precision: str = 'fp32', calibration_frames: int = 32) -> Bundle:
+                  precision: str = 'fp32', calibration_frames: int = 32,
+                  int8_runtime: str = 'onnxruntime') -> Bundle:
     """
     Make a bundle of a trained or converted run: export, check, calibrate, measure, model card.
 
@@ -287,7 +288,8 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
     before outlier supervision, whose figures go beside the new ones.
     size: (width, height), by default that of the run; batch: a fixed batch size, None for any.
     precision: fp32, fp16 or int8 (see quantize); calibration_frames: pictures for the ranges of
-    int8.  A bundle of less precision also states the figures of fp32 and how far it is from it.
+    int8, int8_runtime: onnxruntime or tensorrt.  A bundle of less precision also states the
+    figures of fp32 and how far it is from it.
     Raises ExportError when ONNX differs from torch or the size does not fit, DataError when the
     classes are not known.
     """
@@ -321,7 +323,7 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
             files['network.onnx'] = Path(folder) / f'{precision}.onnx'
             provenance['quantisation'] = _quantise(
                 precision, onnx_path, files['network.onnx'], there, size, batch,
-                calibration_frames)
+                calibration_frames, int8_runtime)
             figures['difference_to_fp32'] = quantize.difference(
                 onnx_path, files['network.onnx'], [image.numpy() for image in images], batch or 1)
             figures['fp32'] = measure(whole, there, rates=False)
@@ -347,16 +349,19 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
 
 
 def _quantise(precision: str, source: Path, target: Path, data: Data, size: tuple[int, int],
-              batch: int | None, count: int) -> str:
+              batch: int | None, count: int, runtime: str) -> str:
     """Write the variant; return in words how it was made."""
     if precision == 'fp16':
         quantize.to_fp16(source, target)
         return 'float16 weights and activations; inputs and outputs float32'
     pictures, where = data.calibration_frames(count)
     convolutions = quantize.to_int8(
-        source, target, (_resized(image, size).numpy() for image in pictures), batch or 1)
-    return (f'static INT8 of {convolutions} convolutions (QDQ, symmetric, weights per channel), '
-            f'ranges from {len(pictures)} frames of {where}; the rest float32')
+        source, target, (_resized(image, size).numpy() for image in pictures), batch or 1,
+        runtime)
+    kind = ('the convolutions, all symmetric, for TensorRT' if runtime == 'tensorrt' else
+            'all but the transformer decoder, activations asymmetric, for ONNX Runtime')
+    return (f'static INT8 (QDQ, {convolutions} convolutions, weights per channel; {kind}), ranges '
+            f'from {len(pictures)} frames of {where}')
 
 
 _TRAINED_ON = ('CamVid train (367 frames, SegNet split) and the procedural street of '

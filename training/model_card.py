@@ -103,14 +103,14 @@ def _exactness(figures: dict[str, Any], provenance: dict[str, Any]) -> str:
             f'difference relative to\nmax(1, |value|): {errors}.')
     if 'quantisation' in provenance:
         found = figures['difference_to_fp32']
-        text += (f'\n\nThis one is {provenance["quantisation"]}. Against fp32 on '
-                 f'{found["frames"]} frames: {found["same_class"]:.2%} of the pixels\nhave the '
-                 f'same class, the anomaly score differs by {found["anomaly_score"]:.1e} on '
+        text += (f'\n\nThis one: {provenance["quantisation"]}.\nAgainst fp32 on {found["frames"]} '
+                 f'frames: {found["same_class"]:.2%} of the pixels have the same class,\n'
+                 f' the anomaly score differs by {found["anomaly_score"]:.1e} on '
                  'average.')
     report = provenance['tensorrt']
     verdict = ('all of them in the list' if not report['unsupported_nodes'] else
-               f'{report["unsupported_nodes"]} of them not supported: '
-               + '; '.join(report['unsupported']))
+               f'{report["unsupported_nodes"]} of them not supported, such as '
+               + '; '.join(report['unsupported'][:3]))
     return (f'{text}\n\nTensorRT: {report["nodes"]} nodes compared with the operators of its '
             f'parser\n({report["compared_with"]}), {verdict}. It was not run on TensorRT.')
 

@@ -105,7 +105,7 @@ class Report:
             'nodes': sum(self.operators.values()),
             'operators': dict(sorted(self.operators.items())),
             'unsupported': [f'{f.operator} {f.node}: {f.reason}' for f in self.findings[:SHOWN]],
-            'unsupported_nodes': len(self.findings),
+            'unsupported_nodes': len({(f.operator, f.node) for f in self.findings}),
             'notes': list(self.notes),
         }
 
@@ -121,7 +121,7 @@ class Report:
         for found in self.findings[:SHOWN]:
             lines.append(f'  not supported: {found.operator} {found.node}: {found.reason}')
         if len(self.findings) > SHOWN:
-            lines.append(f'  and {len(self.findings) - SHOWN} more nodes')
+            lines.append(f'  and {len(self.findings) - SHOWN} more')
         return '\n'.join([*lines, *(f'  note: {note}' for note in self.notes)])
 
 
@@ -273,7 +273,6 @@ def _reasons(node: NodeProto, scope: _Scope) -> Iterator[str]:
     tensor = (node.input[index] if len(node.input) > index
               else node.output[0] if node.op_type == 'Constant' else '')
     kind = scope.types.get(tensor, TensorProto.UNDEFINED)
-    # Biases are quantised to INT32 by ONNX Runtime; TensorRT takes them in floating point only.
     if kind != TensorProto.UNDEFINED and kind not in types:
         yield f'type {TensorProto.DataType.Name(kind)} is not supported'
     if node.op_type == 'Cast' and _attribute(node, 'to', 0) not in types:

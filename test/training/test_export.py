@@ -168,19 +168,22 @@ def test_options_that_do_not_fit_are_one_line(converted, tmp_path, capsys):
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize('precision', ['fp16', 'int8'])
-def test_variants_state_their_accuracy(precision, tmp_path):
+@pytest.mark.parametrize('precision, more', [
+    ('fp16', []), ('int8', []), ('int8', ['--int8-runtime', 'tensorrt'])])
+def test_variants_state_their_accuracy(precision, more, tmp_path):
     root = write_camvid(tmp_path)
     write_road_anomaly(root)
     ClosedSetTraining(tiny_config(root, 2), tmp_path / 'run').run()
     out = tmp_path / precision
     assert main(['export', str(tmp_path / 'run'), '--out', str(out), '--data', str(root),
-                 '--precision', precision, '--calibration-frames', '4']) == 0
+                 '--precision', precision, '--calibration-frames', '4', *more]) == 0
     segmenter = Segmenter(out)
     figures = segmenter.bundle.figures
     assert segmenter.bundle.name == f'tiny_{precision}'
     assert segmenter.bundle.provenance['precision'] == precision
     assert 0.5 < figures['difference_to_fp32']['same_class'] <= 1
+    refused = segmenter.bundle.provenance['tensorrt']['unsupported_nodes']
+    assert (refused > 0) == (precision == 'int8' and not more)
     for key in ('camvid_val', 'road_anomaly'):
         assert key in figures and key in figures['fp32']
     assert 'in fp32' in (out / 'MODEL_CARD.md').read_text()

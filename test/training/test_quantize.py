@@ -68,9 +68,9 @@ def test_fp16_keeps_float32_inputs_and_outputs(network, images, tmp_path):
     assert found['frames'] == 4
 
 
-def test_int8_is_symmetric_and_per_channel(network, images, tmp_path):
+def test_int8_for_tensorrt_is_symmetric_and_per_channel(network, images, tmp_path):
     path = tmp_path / 'int8.onnx'
-    assert to_int8(network, path, images) == 2
+    assert to_int8(network, path, images, runtime='tensorrt') == 2
     assert types_of(path) == {'tensor(float)'}
     model = onnx.load(path)
     scales = {w.name: w for w in model.graph.initializer}
@@ -80,6 +80,17 @@ def test_int8_is_symmetric_and_per_channel(network, images, tmp_path):
     assert check(model).supported
     found = difference(network, path, images)
     assert 1e-4 < found['mask_logits'] < 0.3 and found['same_class'] > 0.8
+
+
+def test_int8_for_onnx_runtime_is_asymmetric(network, images, tmp_path):
+    path = tmp_path / 'int8.onnx'
+    assert to_int8(network, path, images) == 2
+    assert types_of(path) == {'tensor(float)'}
+    assert any('zero point' in f.reason for f in check(path).findings)
+    found = difference(network, path, images)
+    assert 1e-4 < found['mask_logits'] < 0.3 and found['same_class'] > 0.8
+    with pytest.raises(ValueError, match='onnxruntime, tensorrt'):
+        to_int8(network, path, images, runtime='tflite')
 
 
 def test_a_network_does_not_differ_from_itself(network, images):
