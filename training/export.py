@@ -327,7 +327,8 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
             figures['difference_to_fp32'] = quantize.difference(
                 onnx_path, files['network.onnx'], [image.numpy() for image in images], batch or 1)
             figures['fp32'] = measure(whole, there, rates=False)
-            manifest['name'] += f'_{precision}'
+            manifest['name'] += f'_{precision}' + (
+                '_tensorrt' if (precision, int8_runtime) == ('int8', 'tensorrt') else '')
         provenance['precision'] = precision
         provenance['tensorrt'] = tensorrt_support.check(files['network.onnx']).summary()
         measured = Path(folder) / 'bundle'

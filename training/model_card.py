@@ -105,7 +105,7 @@ def _exactness(figures: dict[str, Any], provenance: dict[str, Any]) -> str:
         found = figures['difference_to_fp32']
         text += (f'\n\nThis one: {provenance["quantisation"]}.\nAgainst fp32 on {found["frames"]} '
                  f'frames: {found["same_class"]:.2%} of the pixels have the same class,\n'
-                 f' the anomaly score differs by {found["anomaly_score"]:.1e} on '
+                 f'the anomaly score differs by {found["anomaly_score"]:.1e} on '
                  'average.')
     report = provenance['tensorrt']
     verdict = ('all of them in the list' if not report['unsupported_nodes'] else

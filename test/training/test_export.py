@@ -179,7 +179,7 @@ def test_variants_state_their_accuracy(precision, more, tmp_path):
                  '--precision', precision, '--calibration-frames', '4', *more]) == 0
     segmenter = Segmenter(out)
     figures = segmenter.bundle.figures
-    assert segmenter.bundle.name == f'tiny_{precision}'
+    assert segmenter.bundle.name == f'tiny_{precision}' + ('_tensorrt' if more else '')
     assert segmenter.bundle.provenance['precision'] == precision
     assert 0.5 < figures['difference_to_fp32']['same_class'] <= 1
     refused = segmenter.bundle.provenance['tensorrt']['unsupported_nodes']
