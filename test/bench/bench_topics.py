@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument('--source', default='scene')
     options = parser.parse_args()
     width, height = (int(value) for value in options.size.split('x'))
-    os.environ.setdefault('ROS_DOMAIN_ID', '97')
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
     command = [sys.executable, '-m', 'owseg_ros.nodes.stack', '--ros-args']
     for name, value in {
             'source': options.source, 'rate': options.rate, 'width': width, 'height': height,
