@@ -32,6 +32,9 @@ from rclpy.node import Node
 THREAD_NAMES = frozenset({'camera', 'perception', 'diagnostics'})
 """Names of the threads of our nodes."""
 
+SPIN_SECONDS = 0.2
+"""Longest time after which the executor looks whether it shall end."""
+
 
 def run(factories: Sequence[Callable[[transport.Transport], Node]],
         args: list[str] | None = None) -> int:
@@ -63,7 +66,10 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
             nodes.append(make(dds))
             executor.add_node(nodes[-1])
         starting = False
-        executor.spin()
+        # Without a time limit, a signal that comes while the wait set is being built can leave
+        # the executor waiting in a context that is shut down already.
+        while rclpy.ok():
+            executor.spin_once(timeout_sec=SPIN_SECONDS)
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         print(error, file=sys.stderr)
         code = 1

@@ -141,9 +141,15 @@ def main() -> int:
             start = time.monotonic()
             spin(executor, options.seconds)
             elapsed = time.monotonic() - start
+            stack.send_signal(signal.SIGINT)
+            executor.shutdown(1.0)
+            node.destroy_node()
     finally:
         stack.send_signal(signal.SIGINT)
-        stack.wait(20)
+        try:
+            stack.wait(20)
+        except subprocess.TimeoutExpired:
+            stack.kill()
     complete = set.intersection(*(set(found) for found in listener.maps.values()))
     print(json.dumps({
         'seconds': round(elapsed, 1), 'size': options.size,
