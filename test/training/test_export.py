@@ -167,15 +167,23 @@ def test_options_that_do_not_fit_are_one_line(converted, tmp_path, capsys):
     assert not (tmp_path / 'b').exists()
 
 
+@pytest.fixture(scope='module')
+def learned(tmp_path_factory):
+    """Return a data folder and a run that has learned enough to be sure of its classes."""
+    folder = tmp_path_factory.mktemp('learned')
+    root = write_camvid(folder)
+    write_road_anomaly(root)
+    ClosedSetTraining(tiny_config(root, 60), folder / 'run').run()
+    return root, folder / 'run'
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize('precision, more', [
     ('fp16', []), ('int8', []), ('int8', ['--int8-runtime', 'tensorrt'])])
-def test_variants_state_their_accuracy(precision, more, tmp_path):
-    root = write_camvid(tmp_path)
-    write_road_anomaly(root)
-    ClosedSetTraining(tiny_config(root, 2), tmp_path / 'run').run()
+def test_variants_state_their_accuracy(precision, more, tmp_path, learned):
+    root, run = learned
     out = tmp_path / precision
-    assert main(['export', str(tmp_path / 'run'), '--out', str(out), '--data', str(root),
+    assert main(['export', str(run), '--out', str(out), '--data', str(root),
                  '--precision', precision, '--calibration-frames', '4', *more]) == 0
     segmenter = Segmenter(out)
     figures = segmenter.bundle.figures
