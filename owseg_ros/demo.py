@@ -224,7 +224,8 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, nodes: subprocess.
             ) -> tuple[Recording, Any]:
     maps = recording_node.MAPS
     recording = Recording(ages={topic: [] for topic in maps})
-    film = _Film(options.out / 'demo.mp4', fps)
+    # A faster camera is thinned out by the network; the video should not play faster than life.
+    film = _Film(options.out / 'demo.mp4', min(fps, STREET_RATE))
     every = max(1, round(fps * options.seconds / SAMPLES))
     recent: deque[float] = deque(maxlen=20)
 
