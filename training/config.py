@@ -44,6 +44,8 @@ class NetworkConfig:
     layers); queries: N; decoder_layers: its layers (RbA: 1, Mask2Former: 9).
     attention_strides: feature maps that the decoder layers attend to, in round-robin order.
     pixel_classifier: per-pixel head for the auxiliary loss, in training only.
+    region_head: what embeds the regions in a text space, a name in network.region_embedding, or
+    none; region_dim: D of that space; region_hidden_dim: channels that are pooled.
     outlier_class: one more column of the class head between the known classes and no-object, for
     outliers (UNO); outlier_head: DenseHybrid's per-pixel head (RbA eq 16).  Outlier supervision
     sets both, as its loss needs them.
@@ -67,6 +69,9 @@ class NetworkConfig:
     heads: int = 8
     feedforward_dim: int = 2048
     pixel_classifier: bool = True
+    region_head: str = 'none'
+    region_dim: int = 384
+    region_hidden_dim: int = 256
     outlier_class: bool = False
     outlier_head: bool = False
 

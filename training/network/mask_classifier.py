@@ -21,6 +21,7 @@ import math
 from owseg_training.config import ConfigError, NetworkConfig
 from owseg_training.network.backbone import build_backbone
 from owseg_training.network.pixel_decoder import PIXEL_DECODERS
+from owseg_training.network.region_embedding import REGION_HEADS, RegionEmbeddings
 from owseg_training.network.transformer_decoder import TRANSFORMER_DECODERS
 import torch
 from torch import nn
@@ -35,7 +36,8 @@ class Prediction:
     column before that), mask_logits [B, N, H/4, W/4],
     pixel_features [B, C, H/4, W/4]; auxiliary: (class_logits, mask_logits) of the earlier
     predictions for deep supervision; pixel_logits [B, K, H/4, W/4] of the per-pixel auxiliary
-    head, in training only; outlier_logits [B, 2, H/4, W/4] (inlier, outlier) of DenseHybrid's.
+    head, in training only; outlier_logits [B, 2, H/4, W/4] (inlier, outlier) of DenseHybrid's;
+    embeddings: of the regions in a text space, where the network has a head for them.
     """
 
     class_logits: torch.Tensor
@@ -44,6 +46,7 @@ class Prediction:
     auxiliary: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     pixel_logits: torch.Tensor | None = None
     outlier_logits: torch.Tensor | None = None
+    embeddings: RegionEmbeddings | None = None
 
 
 class OutlierHead(nn.Sequential):
@@ -85,7 +88,8 @@ class MaskClassifier(nn.Module):
         super().__init__()
         for kind, name, registry in (
                 ('pixel decoder', config.pixel_decoder, PIXEL_DECODERS),
-                ('transformer decoder', config.transformer_decoder, TRANSFORMER_DECODERS)):
+                ('transformer decoder', config.transformer_decoder, TRANSFORMER_DECODERS),
+                ('region head', config.region_head, {'none': None, **REGION_HEADS})):
             if name not in registry:
                 raise ConfigError(f'unknown {kind} {name!r}; known: {", ".join(registry)}')
         self.config = config
@@ -99,6 +103,17 @@ class MaskClassifier(nn.Module):
         self.pixel_classifier = (
             nn.Conv2d(config.mask_dim, num_classes, 1) if config.pixel_classifier else None)
         self.outlier_head = OutlierHead(config.mask_dim) if config.outlier_head else None
+        self.region_head = None
+        if config.region_head != 'none':
+            self.region_head = REGION_HEADS[config.region_head](self.backbone.channels, config)
+
+    def add_region_head(self, kind: str, dim: int, hidden_dim: int) -> None:
+        """Add a head that embeds regions in a text space of dim numbers, where there is none."""
+        if self.region_head is not None:
+            return
+        config = self.config
+        config.region_head, config.region_dim, config.region_hidden_dim = kind, dim, hidden_dim
+        self.region_head = REGION_HEADS[kind](self.backbone.channels, config)
 
     def add_outlier_class(self) -> None:
         """
@@ -136,12 +151,16 @@ class MaskClassifier(nn.Module):
         if image.shape[-1] % 32 or image.shape[-2] % 32:
             raise ValueError(f'height and width must be multiples of 32, not '
                              f'{image.shape[-2]}x{image.shape[-1]}')
-        pyramid, pixel_features = self.pixel_decoder(self.backbone(image))
+        features = self.backbone(image)
+        pyramid, pixel_features = self.pixel_decoder(features)
         predictions = self.transformer_decoder(pyramid, pixel_features)
         class_logits, mask_logits = predictions[-1]
         pixel_logits = None
         if self.training and self.pixel_classifier is not None:
             pixel_logits = self.pixel_classifier(pixel_features)
         outlier_logits = None if self.outlier_head is None else self.outlier_head(pixel_features)
+        embeddings = None
+        if self.region_head is not None:
+            embeddings = self.region_head(features, pixel_features, mask_logits)
         return Prediction(class_logits, mask_logits, pixel_features, predictions[:-1],
-                          pixel_logits, outlier_logits)
+                          pixel_logits, outlier_logits, embeddings)
