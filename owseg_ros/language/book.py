@@ -15,9 +15,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 import threading
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 from owseg_ros.language.contract import TextEncoder, TextEncoderError
@@ -35,7 +36,7 @@ class QuerySet:
     """
     One set of queries; nothing in it changes.
 
-    version: rises with every set of a book, 0 is the empty one at the start. queries: Q of them.
+    version: rises with every set of a book; it starts with an empty one. queries: Q of them.
     wordings: for each query the texts that stand for it. space: of the embeddings.
     embeddings: float32 [R, D], rows of unit length, read-only. starts: int64 [Q], read-only, the
         first row of each query; its rows end where the next begin. One row a query where the
@@ -95,10 +96,11 @@ class QueryBook:
         'max': each keeps its embedding and the best counts (FC-CLIP); better where wordings
         differ, as subcategories do, at a row for each.
         The prompts of one wording are averaged either way.
+    version: of the empty set that the book starts with.
     """
 
     def __init__(self, encoder: TextEncoder, vocabulary: Optional[Vocabulary] = None,
-                 ensemble: str = MEAN):
+                 ensemble: str = MEAN, version: int = 0):
         if ensemble not in ENSEMBLES:
             raise ValueError(f'ensemble must be one of {", ".join(ENSEMBLES)}, not {ensemble!r}')
         self.ensemble = ensemble
@@ -107,21 +109,23 @@ class QueryBook:
         # Fails now rather than at the first query.
         self._vocabulary.prompts(encoder.templates, '')
         self._lock = threading.Lock()
-        self._active = self._build(0, ())
+        self._active = self._build(version, ())
 
     @property
     def active(self) -> QuerySet:
         """Return the live set; never waits for texts that are being encoded."""
         return self._active
 
-    def ask(self, message: str) -> QueryUpdate:
+    def ask(self, message: Union[str, ParsedQueries]) -> QueryUpdate:
         """
-        Replace the live set by what a message asks for (queries.parse_queries).
+        Replace the live set by what a message asks for (queries.parse_queries, or its result).
 
         A message of which nothing can be taken leaves the set as it is; one that names nothing
         clears it. Raises TextEncoderError where the encoder fails; the set is then as it was.
         """
-        return self._replace(parse_queries(message))
+        if isinstance(message, str):
+            message = parse_queries(message)
+        return self._replace(message)
 
     def clear(self) -> QueryUpdate:
         """Make the live set empty."""
@@ -144,7 +148,8 @@ class QueryBook:
 
     def _build(self, version: int, queries: tuple[Query, ...]) -> QuerySet:
         wordings = tuple(map(self._wordings, queries))
-        rows = self._embed([wording for group in wordings for wording in group])
+        rows = embed_texts(self._encoder, self._vocabulary,
+                           [wording for group in wordings for wording in group])
         counts = np.array([len(group) for group in wordings], np.int64)
         starts = np.cumsum(counts) - counts
         if self.ensemble == MEAN and queries:
@@ -154,15 +159,19 @@ class QueryBook:
         starts.setflags(write=False)
         return QuerySet(version, queries, wordings, self._encoder.space, rows, starts)
 
-    def _embed(self, wordings: list[str]) -> np.ndarray:
-        """Return float32 [len(wordings), D]: the mean over the prompts of each."""
-        dim = self._encoder.dim
-        if not wordings:
-            return np.empty((0, dim), np.float32)
-        prompts = [self._vocabulary.prompts(self._encoder.templates, wording)
-                   for wording in wordings]
-        rows = self._encoder.encode([prompt for group in prompts for prompt in group])
-        return _unit(rows.reshape(len(wordings), -1, dim).mean(axis=1))
+
+def embed_texts(encoder: TextEncoder, vocabulary: Vocabulary,
+                texts: Sequence[str]) -> np.ndarray:
+    """
+    Return float32 [len(texts), D] of unit length: the mean over the prompts of each text.
+
+    Raises TextEncoderError, and VocabularyError where it has no prompts for the encoder.
+    """
+    if not texts:
+        return np.empty((0, encoder.dim), np.float32)
+    prompts = [vocabulary.prompts(encoder.templates, text) for text in texts]
+    rows = encoder.encode([prompt for group in prompts for prompt in group])
+    return _unit(rows.reshape(len(texts), -1, encoder.dim).mean(axis=1))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

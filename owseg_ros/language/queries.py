@@ -16,7 +16,8 @@ Messages that ask for things in words, read into queries.
 
 A message is a comma list (``traffic cone, puddle``) or JSON: a list of texts and objects, or
 ``{"queries": [...]}``; an object has a ``name`` and, where wanted, ``synonyms`` and a
-``threshold``. What cannot be taken is returned with the reason, beside what can.
+``threshold``. ``{"queries": [...], "message_id": "..."}`` asks for an answer that is known by the
+id. What cannot be taken is returned with the reason, beside what can.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ MAX_QUERIES = 64
 MAX_SYNONYMS = 16
 MAX_MESSAGE_CHARACTERS = 1 << 18
 MAX_REJECTIONS = 64
+MAX_ID_CHARACTERS = 64
+_MESSAGE_KEYS = ('queries', 'message_id')
 _KEYS = ('name', 'synonyms', 'threshold')
 _SHOWN = 60
 
@@ -66,12 +69,14 @@ class ParsedQueries:
     What a message asks for.
 
     clear: the message names nothing at all, which asks for an empty set. A message whose every
-    entry is rejected has neither queries nor clear.
+    entry is rejected has neither queries nor clear. message_id: printable, at most 64 characters;
+    None where the message has none that can be taken.
     """
 
     queries: tuple[Query, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     clear: bool = False
+    message_id: Optional[str] = None
 
 
 def parse_queries(message: str) -> ParsedQueries:
@@ -104,13 +109,15 @@ class _Reader:
         self.queries: dict[str, Query] = {}
         self.rejected: list[Rejection] = []
         self.unlisted = 0
+        self.message_id: Optional[str] = None
 
     def result(self, clear: bool) -> ParsedQueries:
         """Return what was collected; nothing is cleared where something was rejected."""
         rejected = tuple(self.rejected)
         if self.unlisted:
             rejected += (Rejection('', f'and {self.unlisted} more entries'),)
-        return ParsedQueries(tuple(self.queries.values()), rejected, clear and not rejected)
+        return ParsedQueries(tuple(self.queries.values()), rejected, clear and not rejected,
+                             self.message_id)
 
     def reject(self, entry: Any, reason: str) -> None:
         """Note a rejection, unless there are many."""
@@ -134,9 +141,10 @@ class _Reader:
         if isinstance(message, list):
             return message
         for key in message:
-            if key != 'queries':
-                self.reject(key, f'unknown key{_did_you_mean(key, ("queries",))}; a message is '
+            if key not in _MESSAGE_KEYS:
+                self.reject(key, f'unknown key{_did_you_mean(key, _MESSAGE_KEYS)}; a message is '
                                  '{"queries": [...]}')
+        self.read_id(message.get('message_id'))
         entries = message.get('queries')
         if isinstance(entries, list):
             return entries
@@ -145,6 +153,14 @@ class _Reader:
         elif not message:
             self.reject('{}', 'it has no queries; {"queries": []} clears')
         return []
+
+    def read_id(self, value: Any) -> None:
+        """Take the id of the message, or reject it."""
+        if isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARACTERS and value.isprintable():
+            self.message_id = value
+        elif value is not None:
+            self.reject(value, 'message_id is not a printable text of at most '
+                               f'{MAX_ID_CHARACTERS} characters')
 
     def add(self, entry: Any) -> None:
         """Take one entry, or reject it."""

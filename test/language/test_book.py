@@ -15,7 +15,8 @@ import threading
 
 import numpy as np
 from owseg_ros.language import (
-    CachingTextEncoder, NO_EXPANSION, QueryBook, TextEncoderError, Vocabulary, VocabularyError)
+    CachingTextEncoder, NO_EXPANSION, parse_queries, QueryBook, TextEncoderError, Vocabulary,
+    VocabularyError)
 import pytest
 from support.counting_encoder import CountingEncoder
 
@@ -104,6 +105,14 @@ def test_versions_rise_with_each_set_and_only_then():
     assert book.ask('dog').active.version == 6
     assert book.clear().active.version == 7
     assert (first.version, first.names) == (1, ('dog',))
+
+
+def test_a_book_goes_on_from_a_version_and_takes_what_was_read_before():
+    book = QueryBook(CountingEncoder(), NO_EXPANSION, version=7)
+    assert (book.active.version, book.active.names) == (7, ())
+    update = book.ask(parse_queries('dog, dog'))
+    assert (update.active.version, update.active.names) == (8, ('dog',))
+    assert len(update.rejected) == 1
 
 
 def test_what_cannot_be_read_changes_nothing():

@@ -43,6 +43,17 @@ def test_each_text_is_encoded_once():
         inner.space, inner.dim, inner.key, inner.templates)
 
 
+def test_passes_are_counted_and_timed():
+    encoder = CachingTextEncoder(CountingEncoder())
+    assert (encoder.passes, encoder.pass_ms) == (0, 0.0)
+    encoder.encode(['dog', 'cat'])
+    assert encoder.passes == 1 and encoder.pass_ms > 0
+    encoder.encode(['cat'])
+    assert encoder.passes == 1
+    encoder.encode(['cat', 'horse'])
+    assert encoder.passes == 2
+
+
 def test_the_next_run_encodes_nothing_again(tmp_path):
     texts = ['dog', 'Straße 狗', 'with\x00nul\x00', '']
     CachingTextEncoder(CountingEncoder(), tmp_path / 'cache').encode(texts)

@@ -105,6 +105,17 @@ def test_json_forms():
         assert parsed.rejected == ()
 
 
+def test_a_message_may_have_an_id():
+    parsed = parse_queries('{"queries": ["dog"], "message_id": "a1"}')
+    assert (parsed.message_id, parsed.rejected) == ('a1', ())
+    assert parse_queries('{"message_id": "a2", "queries": []}').clear
+    for wrong in (3, '', 'x' * 65, 'a\x00'):
+        parsed = parse_queries(json.dumps({'queries': ['dog'], 'message_id': wrong}))
+        assert parsed.message_id is None and names(json.dumps(['dog'])) == ['dog']
+        assert 'message_id' in parsed.rejected[0].reason
+    assert parse_queries('["dog"]').message_id is None
+
+
 @pytest.mark.parametrize('threshold, taken', [
     (0, 0.0), (1, 1.0), (0.5, 0.5), (-0.01, None), (1.01, None), ('0.5', None), (True, None),
     (float('nan'), None), (float('inf'), None), (10 ** 400, None), ([0.5], None)])
