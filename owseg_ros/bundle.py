@@ -57,7 +57,8 @@ UNLABELLED_COLOR = (0, 0, 0)
 MAX_MANIFEST_BYTES = 4 << 20
 _HASH_BLOCK = 1 << 20
 _LARGEST_INTEGER = 1 << 63
-_OUTPUTS = ('mask_logits', 'class_logits', 'region_embeddings', 'pixel_features')
+_OUTPUTS = ('mask_logits', 'class_logits', 'region_embeddings', 'frozen_region_embeddings',
+            'text_features', 'pixel_features')
 _PICKLE_SUFFIXES = frozenset({'.pt', '.pth', '.pkl', '.pickle', '.ckpt', '.joblib', '.p'})
 _FREE_FORM = frozenset({'provenance', 'figures'})
 _EXPORT_HINT = 'write the bundle with owseg_ros.bundle.write_bundle (owseg-train export)'
@@ -168,15 +169,67 @@ class AnomalySpec:
 
 
 @dataclass(frozen=True)
+class SameMeaning:
+    """
+    When two texts mean the same thing, from the cosine of their embeddings.
+
+    r(a, b) = sigmoid((cos(a, b) - cosine) / scale): ``cosine`` is where it is one half, ``scale``
+    (above zero) how fast it changes there.
+    """
+
+    cosine: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class EnsembleInfo:
+    """
+    How trained and frozen region embeddings are combined: exponent a of the frozen ones.
+
+    ``seen`` for queries whose name or wording is among ``seen_names`` (those of training),
+    ``unseen`` for the others; 0..1 each.
+    """
+
+    seen: float
+    unseen: float
+    seen_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LanguageInfo:
+    """
+    How region embeddings answer texts; see language.scores.
+
+    space: name of the text space that they live in; dim: D. temperature: tau, logits are cosines
+    / tau. background: texts that compete with a query. same_meaning: which of them mean the same
+    as it. objectness: exponent e of a region's weight (1 - p_no_object)^e. threshold: default
+    threshold of a query's score, in 0..1; operating_point: how it was chosen. ensemble: None
+    where there are no frozen region embeddings to combine with.
+    """
+
+    space: str
+    dim: int
+    temperature: float
+    background: tuple[str, ...]
+    same_meaning: SameMeaning
+    objectness: float
+    threshold: float
+    operating_point: str
+    ensemble: EnsembleInfo | None = None
+
+
+@dataclass(frozen=True)
 class Bundle:
     """
     A validated bundle, as ``load_bundle`` returns it.
 
     ``path`` is the folder, ``network`` the ONNX file, ``files`` maps each relative file name to
-    its sha256, ``outputs`` maps mask_logits, class_logits, region_embeddings and pixel_features
-    to the names of the ONNX outputs (None where the network has no such output).
+    its sha256, ``outputs`` maps mask_logits, class_logits, region_embeddings,
+    frozen_region_embeddings, text_features and pixel_features to the names of the ONNX outputs
+    (None where the network has no such output).
     ``outlier_class`` says whether class_logits has one more column, before that of no-object,
-    for what the network was shown as outliers.
+    for what the network was shown as outliers. ``language`` is None where the network has no
+    region embeddings.
     """
 
     path: Path
@@ -192,6 +245,7 @@ class Bundle:
     network_sha256: str
     files: Mapping[str, str]
     outlier_class: bool = False
+    language: LanguageInfo | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
@@ -274,6 +328,7 @@ def load_bundle(path: str | os.PathLike) -> Bundle:
         network_sha256=manifest['files'][network['file']],
         files=dict(manifest['files']),
         outlier_class=network.get('outlier_class', False),
+        language=_language_info(manifest['language']) if 'language' in manifest else None,
         provenance=manifest.get('provenance', {}),
         figures=manifest.get('figures', {}))
 
@@ -298,6 +353,21 @@ def _anomaly_spec(anomaly: Mapping[str, Any]) -> AnomalySpec:
         statistics=statistics and ClassStatistics(
             numbers(statistics['mean']), numbers(statistics['std'])),
         road_classes=tuple(anomaly.get('road_classes', ())))
+
+
+def _language_info(language: Mapping[str, Any]) -> LanguageInfo:
+    same, ensemble = language['same_meaning'], language.get('ensemble')
+    return LanguageInfo(
+        space=language['space'],
+        dim=int(language['dim']),
+        temperature=float(language['temperature']),
+        background=tuple(language['background']),
+        same_meaning=SameMeaning(float(same['cosine']), float(same['scale'])),
+        objectness=float(language['objectness']),
+        threshold=float(language['threshold']),
+        operating_point=language['operating_point'],
+        ensemble=ensemble and EnsembleInfo(
+            float(ensemble['seen']), float(ensemble['unseen']), tuple(ensemble['seen_names'])))
 
 
 def write_bundle(
@@ -588,6 +658,7 @@ def _check_semantics(folder: Path, manifest: dict[str, Any]) -> tuple[ClassInfo,
         _refuse(folder, f'{MANIFEST}: files: the network {_short(network)} is not listed; '
                         'list it with its sha256')
     _check_anomaly(folder, manifest['anomaly'], len(classes))
+    _check_language(folder, manifest)
     return tuple(classes)
 
 
@@ -611,6 +682,31 @@ def _check_anomaly(folder: Path, anomaly: dict[str, Any], num_classes: int) -> N
     if unknown:
         _refuse(folder, f'{MANIFEST}: anomaly.road_classes: {unknown[0]} is no id of the '
                         f'{num_classes} classes; list ids of the drivable surface')
+
+
+def _check_language(folder: Path, manifest: dict[str, Any]) -> None:
+    """Check that the section language is there where region embeddings are, and fits them."""
+    outputs, language = manifest['network']['outputs'], manifest.get('language')
+    again = 'export the bundle again (owseg-train export)'
+    for key in ('frozen_region_embeddings', 'text_features'):
+        if outputs.get(key) and not outputs.get('region_embeddings'):
+            _refuse(folder, f'{MANIFEST}: network.outputs.{key} goes with region_embeddings, which '
+                            f'the network does not have; {again}')
+    if outputs.get('region_embeddings') and language is None:
+        _refuse(folder, f'{MANIFEST}: language: missing; network.outputs.region_embeddings needs '
+                        f'this section, which says how they answer texts; {again}')
+    if language is None:
+        return
+    if not outputs.get('region_embeddings'):
+        _refuse(folder, f'{MANIFEST}: language: goes with network.outputs.region_embeddings, which '
+                        f'is not named; name the output, or remove the section')
+    if language.get('ensemble') and not outputs.get('frozen_region_embeddings'):
+        _refuse(folder, f'{MANIFEST}: language.ensemble goes with '
+                        'network.outputs.frozen_region_embeddings, which is not named; write null')
+    for text in language['background']:
+        if text != text.strip() or not text.isprintable():
+            _refuse(folder, f'{MANIFEST}: language.background: {_short(text)} has blanks around '
+                            'it or control characters; remove them')
 
 
 def _check_files(folder: Path, manifest: dict[str, Any]) -> None:

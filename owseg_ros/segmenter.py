@@ -31,6 +31,19 @@ In a notebook::
 
     # Another score, at the threshold where it flags 1 % of the known pixels.
     segmenter.settings = readout_settings(segmenter.bundle, score='energy', threshold='fpr=0.01')
+
+In words, where the bundle has region embeddings::
+
+    from owseg_ros.language import QueryBook, QueryScorer
+    from owseg_ros.language.installed import open_text_encoder
+
+    encoder = open_text_encoder('')
+    book, scorer = QueryBook(encoder), QueryScorer(segmenter.bundle.language, encoder)
+    queries = scorer.prepare(book.ask('traffic cone, automobile').active)
+    result = segmenter(image, maps=QUERY_MAPS, queries=queries)
+
+    result.query_mask == 1    # where there is an automobile
+    result.query_score        # float32 [H, W], of the best query
 """
 
 from __future__ import annotations
@@ -43,12 +56,13 @@ from typing import Any, Optional, Sequence, Union
 import numpy as np
 from owseg_ros import render
 from owseg_ros.bundle import Bundle, BundleError, ClassInfo, load_bundle, MANIFEST
-from owseg_ros.engine import create_engine, Engine
+from owseg_ros.engine import create_engine, Engine, NetworkOutput
 from owseg_ros.frame import Frame
+from owseg_ros.language.scores import LanguageError, PreparedQueries
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.readout import (
-    ALL_MAPS, AnomalyScore, check_maps, CpuReadout, make_score, Maps, MaskHistory,
-    ObjectSettings, ReadoutSettings, RoadSettings)
+    ALL_MAPS, AnomalyScore, check_maps, CpuReadout, make_score, Maps, MaskHistory, ObjectSettings,
+    QUERY_MAPS, ReadoutSettings, RoadSettings)
 
 Image = Union[np.ndarray, Frame]
 
@@ -163,31 +177,36 @@ class Segmenter:
         """Return (height, width) of the network's input in pixels."""
         return self.engine.input.height, self.engine.input.width
 
-    def __call__(self, frame: Image, maps=ALL_MAPS) -> Segmentation:
+    def __call__(self, frame: Image, maps=ALL_MAPS,
+                 queries: Optional[PreparedQueries] = None) -> Segmentation:
         """
         Segment one frame: uint8 [H, W, 3] RGB, or a Frame.
 
-        maps: names of the maps to compute, see ALL_MAPS; the others are None. Raises FrameError
-        where the array is no such image, EngineError where the network fails.
+        maps: names of the maps to compute, see ALL_MAPS and QUERY_MAPS; the others are None.
+        queries: what the query maps answer, prepared for this bundle; None for nothing. Raises
+        FrameError where the array is no such image, EngineError where the network fails,
+        LanguageError where the bundle cannot answer queries, or these.
         """
-        return self.segment([frame], maps)[0]
+        return self.segment([frame], maps, queries=queries)[0]
 
     def segment(self, frames: Sequence[Image], maps=ALL_MAPS,
                 histories: Optional[Sequence[MaskHistory]] = None,
-                stamps: Optional[Sequence[float]] = None) -> list[Segmentation]:
+                stamps: Optional[Sequence[float]] = None,
+                queries: Optional[PreparedQueries] = None) -> list[Segmentation]:
         """
         Segment several frames, of any sizes, in one pass of the network.
 
         histories: of the cameras that the frames are from, updated by this call, where settings
         steady the anomaly mask over time; stamps: of the frames, seconds. Returns as many
-        segmentations, in their order; maps and errors as when called.
+        segmentations, in their order; maps, queries and errors as when called.
         """
         maps = check_maps(maps)
         settings = self.settings
         frames = [_as_frame(frame) for frame in frames]
+        asked = self._asked(maps, queries)
         if not frames:
             return []
-        output = self.engine.infer(frames)
+        output = self.engine.infer(frames, region_embeddings=asked is not None)
         outliers = output.outlier_probabilities
         found = []
         for index, (frame, masks, probabilities) in enumerate(zip(
@@ -196,21 +215,43 @@ class Segmenter:
             if settings.output_size == 'camera':
                 size = (frame.height, frame.width)
             start = time.perf_counter()
+            weights = None if asked is None else _query_weights(asked, output, index)
             result = self._readout(
                 masks, probabilities, self.network_size, size, settings, maps,
                 None if outliers is None else outliers[index], frame.pixels,
-                histories and histories[index], None if stamps is None else stamps[index])
+                histories and histories[index], None if stamps is None else stamps[index],
+                weights, None if asked is None else asked.thresholds)
             readout_ms = 1e3 * (time.perf_counter() - start)
             found.append(Segmentation(
                 semantic=result.semantic, confidence=result.confidence,
                 anomaly_score=result.anomaly_score, anomaly_mask=result.anomaly_mask,
                 road_lost=result.road_lost,
+                query_mask=result.query_mask, query_score=result.query_score,
+                query_version=(None if not maps & QUERY_MAPS
+                               else 0 if queries is None else queries.version),
                 classes=self.bundle.classes, palette=self._palette,
                 network_size=self.network_size,
                 anomaly_range=settings.score.range(self.bundle.num_classes),
                 preprocess_ms=output.preprocess_ms,
                 network_ms=output.network_ms, readout_ms=readout_ms))
         return found
+
+    def _asked(self, maps: frozenset,
+               queries: Optional[PreparedQueries]) -> Optional[PreparedQueries]:
+        """Return the queries to answer, None where there are none; raise LanguageError."""
+        if not maps & QUERY_MAPS:
+            return None
+        if self.bundle.language is None:
+            raise LanguageError(f'{self.bundle.name} has no region embeddings, so it cannot '
+                                'answer queries: use a bundle whose manifest has the section '
+                                'language')
+        if queries is None or not len(queries):
+            return None
+        if queries.language != self.bundle.language:
+            raise LanguageError(f'these queries were prepared for another model than '
+                                f'{self.bundle.name}: prepare them with QueryScorer and the '
+                                'language section of this one')
+        return queries
 
     def warm_up(self) -> float:
         """Run blank frames until everything is set up; return ms of the last whole pass."""
@@ -220,6 +261,14 @@ class Segmenter:
         start = time.perf_counter()
         self(blank)
         return 1e3 * (time.perf_counter() - start)
+
+
+def _query_weights(queries: PreparedQueries, output: NetworkOutput, index: int) -> np.ndarray:
+    """Return the weights of the regions of one frame of a batch, float32 [N, Q]."""
+    frozen = output.frozen_region_embeddings
+    return queries.weights(
+        output.region_embeddings[index], 1 - output.no_object_probabilities[index],
+        None if frozen is None else frozen[index])
 
 
 def _as_frame(frame: Image) -> Frame:

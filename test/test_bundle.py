@@ -23,18 +23,20 @@ import re
 import shutil
 import sys
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import jsonschema
 import numpy as np
 from owseg_ros import bundle as bundle_module
 from owseg_ros.bundle import (
-    Bundle, BundleError, ClassInfo, default_bundle_path, load_bundle, MANIFEST, sha256_of,
-    write_bundle)
+    Bundle, BundleError, ClassInfo, default_bundle_path, EnsembleInfo, load_bundle, MANIFEST,
+    SameMeaning, sha256_of, write_bundle)
 from owseg_ros.errors import OwsegError
 import pytest
+from support.counting_encoder import CountingEncoder
 from support.tiny_bundle import (
-    CLASS_NAMES, edit_manifest, flip_byte, KNOWN_SCORE, make_tiny_bundle, MEAN, paint, STD,
-    tiny_manifest, tiny_network, truncate, UNKNOWN_SCORE)
+    CLASS_NAMES, COLOR_NAMES, edit_manifest, flip_byte, KNOWN_SCORE, make_tiny_bundle, MEAN, paint,
+    STD, tiny_manifest, tiny_network, truncate, UNKNOWN_SCORE)
 import yaml
 
 FILES = ('network.onnx', 'MODEL_CARD.md')
@@ -44,6 +46,12 @@ FILES = ('network.onnx', 'MODEL_CARD.md')
 def pristine(tmp_path_factory):
     """Return the folder of a tiny bundle that no test changes."""
     return make_tiny_bundle(tmp_path_factory.mktemp('pristine') / 'tiny').path
+
+
+@pytest.fixture
+def speaking(tmp_path):
+    """Return the folder of a tiny bundle that answers queries, to damage."""
+    return make_tiny_bundle(tmp_path / 'speaking', encoder=CountingEncoder(6)).path
 
 
 @pytest.fixture
@@ -102,7 +110,9 @@ def test_everything_is_read(folder):
     assert (bundle.input.name, bundle.input.width, bundle.input.height) == ('image', 96, 64)
     assert bundle.input.mean == MEAN and bundle.input.std == STD
     assert bundle.outputs == {'mask_logits': 'mask_logits', 'class_logits': 'class_logits',
-                              'region_embeddings': None, 'pixel_features': 'pixel_features'}
+                              'region_embeddings': None, 'frozen_region_embeddings': None,
+                              'text_features': None, 'pixel_features': 'pixel_features'}
+    assert bundle.language is None
     assert (bundle.anomaly.score, bundle.anomaly.threshold) == ('rba', 0.5)
     assert bundle.anomaly.min_area == 4 and bundle.anomaly.operating_point
     assert set(bundle.files) == set(FILES)
@@ -183,11 +193,11 @@ def test_schema_is_valid_and_documents_every_key():
 
 # The tiny network
 
-@pytest.mark.parametrize('work, embedding_dim', [(0, 0), (2, 5)])
-def test_tiny_network_is_predictable(tmp_path, work, embedding_dim):
+@pytest.mark.parametrize('work, encoder', [(0, None), (2, CountingEncoder(5))])
+def test_tiny_network_is_predictable(tmp_path, work, encoder):
     onnxruntime = pytest.importorskip('onnxruntime')
-    bundle = make_tiny_bundle(tmp_path / 'tiny', work=work, embedding_dim=embedding_dim)
-    assert bundle.outputs['region_embeddings'] == ('region_embeddings' if embedding_dim else None)
+    bundle = make_tiny_bundle(tmp_path / 'tiny', work=work, encoder=encoder)
+    assert bundle.outputs['region_embeddings'] == ('region_embeddings' if encoder else None)
     session = onnxruntime.InferenceSession(
         str(bundle.network), providers=['CPUExecutionProvider'])
     frames = [paint(96, 64, (0, 255, 0), (128, 128, 128)), paint(96, 64, (0, 0, 255), (255, 0, 0)),
@@ -210,9 +220,13 @@ def test_tiny_network_is_predictable(tmp_path, work, embedding_dim):
         np.testing.assert_allclose(anomaly[index][half], UNKNOWN_SCORE, atol=1e-3)
     features = outputs['pixel_features']
     np.testing.assert_allclose(features[0, :, 8, 2], [0, 1, 0, 1 / 3], atol=1e-4)
-    if embedding_dim:
-        np.testing.assert_allclose(
-            np.linalg.norm(outputs['region_embeddings'], axis=-1), 1, atol=1e-5)
+    if encoder:
+        embeddings, features = outputs['region_embeddings'], outputs['text_features']
+        for index, query, word in [(0, 1, 'green'), (1, 2, 'blue'), (1, 0, 'red')]:
+            np.testing.assert_allclose(embeddings[index, query], encoder.vector(word), atol=0.01)
+        assert features.shape == (3, 5, 8, 12)
+        np.testing.assert_allclose(features[2, :, 4, 1], encoder.vector('magenta'), atol=0.01)
+        np.testing.assert_allclose(features[2, :, 4, 9], encoder.vector('white'), atol=0.01)
 
 
 # What is refused: the folder and the manifest as text
@@ -338,6 +352,51 @@ def test_huge_manifest(folder):
 def test_wrong_values(folder, change, patterns):
     edit_manifest(folder, change)
     refused(folder, MANIFEST, *patterns)
+
+
+@pytest.mark.parametrize('change, patterns', [
+    (drop_key('language'), ['language: missing', 'region_embeddings needs this section']),
+    (drop_key('network', 'outputs', 'region_embeddings'), ['text_features goes with']),
+    (set_key(['network', 'outputs', 'frozen_region_embeddings'], 'text_features'),
+     ['share one name']),
+    (drop_key('language', 'background'), [r"language: missing key 'background'", 'compete']),
+    (set_key(['language', 'background'], []), [r'language\.background: \[\]', '1 to 1000']),
+    (set_key(['language', 'background'], ['a', 'a']), [r'language\.background', 'different']),
+    (set_key(['language', 'background'], ['a\x07']), [r'language\.background', 'control']),
+    (set_key(['language', 'temperature'], 0), [r'language\.temperature: 0', 'above zero']),
+    (set_key(['language', 'dim'], 0), [r'language\.dim: 0']),
+    (set_key(['language', 'threshold'], 1.1), [r'language\.threshold: 1\.1', r'0\.\.1']),
+    (set_key(['language', 'same_meaning', 'scale'], 0), [r'same_meaning\.scale: 0']),
+    (set_key(['language', 'same_meaning'], None), [r'language\.same_meaning: None', 'mean the']),
+    (set_key(['language', 'objectness'], -1), [r'language\.objectness: -1']),
+    (set_key(['language', 'ensemble'], {'seen': 0.4, 'unseen': 0.8, 'seen_names': []}),
+     [r'language\.ensemble goes with', 'write null']),
+    (set_key(['language', 'ensemble'], {'seen': 0.4}), [r"missing key 'unseen'"]),
+    (set_key(['language', 'tau'], 1), [r"language: unknown key 'tau'"]),
+])
+def test_wrong_language(speaking, change, patterns):
+    edit_manifest(speaking, change)
+    refused(speaking, MANIFEST, *patterns)
+
+
+def test_language_needs_region_embeddings(speaking):
+    edit_manifest(speaking, drop_key('network', 'outputs', 'text_features'))
+    assert load_bundle(speaking).outputs['text_features'] is None
+    edit_manifest(speaking, set_key(['network', 'outputs', 'region_embeddings'], None))
+    refused(speaking, 'language: goes with network.outputs.region_embeddings')
+
+
+def test_language_is_read(speaking):
+    language = load_bundle(speaking).language
+    assert (language.space, language.dim, language.temperature) == ('counting', 6, 0.05)
+    assert language.background == COLOR_NAMES
+    assert language.same_meaning == SameMeaning(cosine=0.9, scale=0.02)
+    assert (language.objectness, language.threshold, language.ensemble) == (1.0, 0.5, None)
+    assert language.operating_point.startswith('between')
+    edit_manifest(speaking, set_key(['network', 'outputs', 'frozen_region_embeddings'], 'frozen'))
+    edit_manifest(speaking, set_key(
+        ['language', 'ensemble'], {'seen': 0.4, 'unseen': 1, 'seen_names': ['red', 'sky']}))
+    assert load_bundle(speaking).language.ensemble == EnsembleInfo(0.4, 1.0, ('red', 'sky'))
 
 
 def test_the_first_of_several_problems_is_told_and_the_rest_counted(folder):

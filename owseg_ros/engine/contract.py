@@ -38,8 +38,13 @@ class NetworkOutput:
         object") dropped and the rest not renormalised.
     outlier_probabilities: float32 [B, N], of the same softmax, where the network has a class
         for outliers; else None.
-    region_embeddings: float32 [B, N, D], or None where the network has none.
+    region_embeddings: float32 [B, N, D] of unit length, or None where the network has none or
+        they were not asked for.
+    frozen_region_embeddings: as those, pooled from a frozen image tower.
+    text_features: float32 [B, D, h, w], not normalised: their mean under a mask, normalised, is
+        the embedding of that region; None where they were not asked for.
     pixel_features: float32 [B, C, h, w], or None where they were not asked for.
+    no_object_probabilities: float32 [B, N], the last column of the softmax.
     preprocess_ms, network_ms: time taken by the whole batch.
     """
 
@@ -50,6 +55,9 @@ class NetworkOutput:
     preprocess_ms: float
     network_ms: float
     outlier_probabilities: Optional[np.ndarray] = None
+    frozen_region_embeddings: Optional[np.ndarray] = None
+    text_features: Optional[np.ndarray] = None
+    no_object_probabilities: Optional[np.ndarray] = None
 
 
 class Engine(Protocol):
@@ -67,10 +75,13 @@ class Engine(Protocol):
     description: str
     input: InputSpec  # noqa: A003
 
-    def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False) -> NetworkOutput:
+    def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False,
+              text_features: bool = False, region_embeddings: bool = True) -> NetworkOutput:
         """
         Run the network once on frames of any sizes; arrays of the result are the caller's.
 
+        The features must be there where they are asked for; region embeddings are left out
+        where the network has none.
         Raises EngineError if the network fails, or produces values that are not finite.
         """
 

@@ -28,7 +28,7 @@ from owseg_ros.bundle import Bundle
 from owseg_ros.engine.contract import EngineError, NetworkOutput
 from owseg_ros.engine.preprocess import normalisation_tables, pack
 from owseg_ros.frame import Frame
-from owseg_ros.readout.reference import class_probabilities
+from owseg_ros.readout.reference import softmax
 
 PROVIDERS = {
     'cpu': 'CPUExecutionProvider',
@@ -36,7 +36,10 @@ PROVIDERS = {
     'tensorrt': 'TensorrtExecutionProvider',
 }
 
-_RANKS = {'mask_logits': 4, 'class_logits': 3, 'region_embeddings': 3, 'pixel_features': 4}
+_RANKS = {'mask_logits': 4, 'class_logits': 3, 'region_embeddings': 3,
+          'frozen_region_embeddings': 3, 'text_features': 4, 'pixel_features': 4}
+# The axis of the embeddings' length.
+_EMBEDDING_AXES = {'region_embeddings': 2, 'frozen_region_embeddings': 2, 'text_features': 1}
 
 # ONNX Runtime's exceptions have no common base below Exception.
 RUNTIME_ERRORS = (RuntimeError, ValueError, *(
@@ -110,23 +113,28 @@ class OnnxEngine:
         self._tables = normalisation_tables(bundle.input)
         self._buffer = np.empty((0, 3, bundle.input.height, bundle.input.width), np.float32)
 
-    def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False) -> NetworkOutput:
+    def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False,
+              text_features: bool = False, region_embeddings: bool = True) -> NetworkOutput:
         """
         Run the network on frames of any sizes; see engine.contract.Engine.
 
-        pixel_features: also return them; without it ONNX Runtime does not compute them, nor
-        what only they need. Raises EngineError.
+        pixel_features, text_features: also return them; region_embeddings: return those that
+        there are, the frozen ones too. What is not asked for, and what only that needs, ONNX
+        Runtime does not compute. Raises EngineError.
         """
         if not frames:
             raise EngineError('infer needs at least one frame')
         keys = ['mask_logits', 'class_logits']
-        if self.bundle.outputs.get('region_embeddings'):
-            keys.append('region_embeddings')
-        if pixel_features:
-            if not self.bundle.outputs.get('pixel_features'):
-                raise EngineError(f'{self.bundle.name} has no pixel features; use a bundle '
-                                  'whose manifest names the output pixel_features')
-            keys.append('pixel_features')
+        if region_embeddings:
+            keys += [key for key in ('region_embeddings', 'frozen_region_embeddings')
+                     if self.bundle.outputs.get(key)]
+        for key, asked in (('pixel_features', pixel_features), ('text_features', text_features)):
+            if not asked:
+                continue
+            if not self.bundle.outputs.get(key):
+                raise EngineError(f'{self.bundle.name} has no {key.replace("_", " ")}; use a '
+                                  f'bundle whose manifest names the output {key}')
+            keys.append(key)
         names = [self.bundle.outputs[key] for key in keys]
         size = self._batch or len(frames)
         preprocess = network = 0.0
@@ -148,14 +156,17 @@ class OnnxEngine:
         arrays = parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts)]
         found = dict(zip(keys, arrays))
         self._check(found, len(frames))
-        probabilities = class_probabilities(found['class_logits'])
+        probabilities = softmax(found['class_logits'])
         known = self.bundle.num_classes
         return NetworkOutput(
             mask_logits=found['mask_logits'],
             class_probabilities=probabilities[..., :known],
             outlier_probabilities=(
                 probabilities[..., known] if self.bundle.outlier_class else None),
+            no_object_probabilities=probabilities[..., -1],
             region_embeddings=found.get('region_embeddings'),
+            frozen_region_embeddings=found.get('frozen_region_embeddings'),
+            text_features=found.get('text_features'),
             pixel_features=found.get('pixel_features'),
             preprocess_ms=1e3 * preprocess, network_ms=1e3 * network)
 
@@ -212,6 +223,11 @@ class OnnxEngine:
             if entry.type != 'tensor(float)' or (entry.shape and len(entry.shape) != rank):
                 self._refuse(f'{key} must be float32 with {rank} dimensions and is '
                              f'{entry.type} {entry.shape}')
+            dim = entry.shape[_EMBEDDING_AXES[key]] if key in _EMBEDDING_AXES and entry.shape \
+                else None
+            if isinstance(dim, int) and dim != self.bundle.language.dim:
+                self._refuse(f'language.dim is {self.bundle.language.dim} and {key} is '
+                             f'{entry.shape}')
         columns = outputs[self.bundle.outputs['class_logits']].shape
         if columns and isinstance(columns[-1], int) and columns[-1] != self._columns:
             self._refuse(f'{self.bundle.num_classes} classes need {self._columns} columns of '
@@ -232,6 +248,12 @@ class OnnxEngine:
         if len(masks) != count or logits.shape != (*masks.shape[:2], self._columns):
             self._refuse(f'{count} frames and {self.bundle.num_classes} classes do not fit '
                          f'mask_logits {masks.shape} and class_logits {logits.shape}')
+        for key in _EMBEDDING_AXES.keys() & found.keys():
+            shape, dim = found[key].shape, self.bundle.language.dim
+            wanted = (count, dim, *shape[2:]) if key == 'text_features' else (
+                *masks.shape[:2], dim)
+            if shape != wanted:
+                self._refuse(f'{key} must be {list(wanted)} and is {list(shape)}')
         for key, array in found.items():
             if not np.isfinite(array).all():
                 raise EngineError(

@@ -15,7 +15,8 @@
 Ask in words: what is asked for, how it is worded, and what the words become.
 
 ``queries`` reads a message into queries, ``vocabulary`` adds other wordings, a ``TextEncoder``
-turns texts into vectors, and ``QueryBook`` holds the live set that masks are compared with.
+turns texts into vectors, ``QueryBook`` holds the live set, and ``QueryScorer`` compares it with
+the regions of a model.
 ``onnx_encoder``, which is not imported here, has the encoder that needs ``tokenizers``.
 """
 
@@ -23,10 +24,11 @@ from owseg_ros.language.book import QueryBook, QuerySet, QueryUpdate
 from owseg_ros.language.cache import CachingTextEncoder
 from owseg_ros.language.contract import TextEncoder, TextEncoderError
 from owseg_ros.language.queries import parse_queries, ParsedQueries, Query, Rejection
+from owseg_ros.language.scores import LanguageError, PreparedQueries, QueryScorer
 from owseg_ros.language.vocabulary import (
     default_vocabulary, load_vocabulary, NO_EXPANSION, Vocabulary, VocabularyError)
 
 __all__ = [
-    'CachingTextEncoder', 'default_vocabulary', 'load_vocabulary', 'NO_EXPANSION',
-    'parse_queries', 'ParsedQueries', 'Query', 'QueryBook', 'QuerySet', 'QueryUpdate',
-    'Rejection', 'TextEncoder', 'TextEncoderError', 'Vocabulary', 'VocabularyError']
+    'CachingTextEncoder', 'default_vocabulary', 'LanguageError', 'load_vocabulary',
+    'NO_EXPANSION', 'parse_queries', 'ParsedQueries', 'PreparedQueries', 'Query', 'QueryBook',
+    'QueryScorer', 'QuerySet', 'QueryUpdate', 'Rejection', 'TextEncoder', 'TextEncoderError', 'Vocabulary', 'VocabularyError']

@@ -17,13 +17,13 @@ from owseg_ros.readout.components import clean_mask
 from owseg_ros.readout.cpu import anomaly_scores, CpuReadout, read_out
 from owseg_ros.readout.hazard_mask import RoadSettings
 from owseg_ros.readout.maps import (
-    ALL_MAPS, check_maps, Maps, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
+    ALL_MAPS, check_maps, Maps, NO_QUERY, QUERY_MAPS, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
 from owseg_ros.readout.mask_history import MaskHistory
 from owseg_ros.readout.objects import ObjectSettings, refine
 from owseg_ros.readout.scores import AnomalyScore, available_scores, make_score, ScoreError, SCORES
 
 __all__ = [
     'ALL_MAPS', 'anomaly_scores', 'AnomalyScore', 'available_scores', 'check_maps', 'clean_mask',
-    'CpuReadout', 'make_score', 'Maps', 'MaskHistory', 'ObjectSettings', 'read_out',
-    'ReadoutSettings', 'refine', 'RoadSettings', 'ScoreError', 'SCORES', 'UNKNOWN_ID',
+    'CpuReadout', 'make_score', 'Maps', 'MaskHistory', 'NO_QUERY', 'ObjectSettings', 'QUERY_MAPS',
+    'read_out', 'ReadoutSettings', 'refine', 'RoadSettings', 'ScoreError', 'SCORES', 'UNKNOWN_ID',
     'UNLABELLED_ID']

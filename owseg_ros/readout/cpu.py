@@ -28,7 +28,8 @@ that over all classes together; it evaluates the others exactly. Resampling L to
 keeps the bounds, being convex, and tanh is 1-Lipschitz: so ``tolerance`` bounds the error of
 every L_k, and SCORE_TOLERANCES times it that of RbA, whatever the network produced. Max-logit,
 energy, EAM and UNO are 1-Lipschitz in the largest of their L_k too, and err by ``tolerance`` at
-most. Rounding adds a few 1e-6.
+most. The queries of language are more columns of the same pass, with the same bound on each.
+Rounding adds a few 1e-6.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ import cv2
 import numpy as np
 from owseg_ros.readout.hazard_mask import hazard_mask
 from owseg_ros.readout.maps import (
-    ALL_MAPS, check_maps, Maps, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
+    ALL_MAPS, check_maps, Maps, NO_QUERY, QUERY_MAPS, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
 from owseg_ros.readout.mask_history import MaskHistory
 from owseg_ros.readout.objects import refine
 from owseg_ros.readout.reference import interpolation_matrix
@@ -60,6 +61,8 @@ BLOCK_PIXELS = 24000
 BLOCK_MIN_ROWS = 16
 
 _MAX_THREADS = 8
+# Geometries whose buffers are kept: cameras with queries and without take turns.
+_KEPT_PLANS = 2
 
 # OpenBLAS multiplies small matrices without packing them, twice as fast at our shapes.
 _SMALL_PRODUCT = 1000000
@@ -204,10 +207,11 @@ class _Partial:
 
 @dataclass(frozen=True)
 class _Levels:
-    """At network size: L of the classes, float32 [K, H, W], and the own planes of scores."""
+    """At network size: L of the classes, float32 [K, H, W], own planes of scores, L of queries."""
 
     classes: np.ndarray
     own: dict[str, np.ndarray]
+    queries: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -245,15 +249,16 @@ class CpuReadout:
         self._pool = (ThreadPoolExecutor(self.threads - 1, thread_name_prefix='owseg_readout')
                       if self.threads > 1 else None)
         self._scratch = [_Scratch() for _ in range(self.threads)]
-        self._plan: Optional[_Plan] = None
-        self._plan_key = None
+        self._plans: dict[tuple, _Plan] = {}
         self.exact_fraction = 0.0
 
     def __call__(self, mask_logits: np.ndarray, probabilities: np.ndarray,
                  network_size: tuple[int, int], output_size: tuple[int, int],
                  settings: ReadoutSettings, maps=ALL_MAPS,
                  outlier: Optional[np.ndarray] = None, image: Optional[np.ndarray] = None,
-                 history: Optional[MaskHistory] = None, stamp: Optional[float] = None) -> Maps:
+                 history: Optional[MaskHistory] = None, stamp: Optional[float] = None,
+                 query_weights: Optional[np.ndarray] = None,
+                 query_thresholds: Optional[np.ndarray] = None) -> Maps:
         """
         Return the Maps of one frame, freshly allocated; only those that ``maps`` names.
 
@@ -261,17 +266,27 @@ class CpuReadout:
         column dropped; network_size and output_size: (height, width) in pixels; outlier: float
         [N], probability of the outlier class, where the network has one; image: the frame, for
         its edges, see objects.refine; history: what the camera's mask reported before, updated
-        by this call, None for a picture by itself; stamp: of the frame, seconds. Raises
-        ValueError where shapes disagree, ScoreError where the score needs what is missing. The
-        values must be finite.
+        by this call, None for a picture by itself; stamp: of the frame, seconds; query_weights:
+        float [N, Q], not negative, and query_thresholds: float [Q], of at most 64 queries, None
+        for none. Raises ValueError where shapes disagree, ScoreError where the score needs what
+        is missing. The values must be finite.
         """
         maps = check_maps(maps)
         self._check_shapes(mask_logits, probabilities, network_size, output_size)
         if not maps:
             return Maps()
-        scores = [settings.score] if _want_score(settings, maps) else []
-        levels = self._levels(mask_logits, probabilities, network_size, scores, outlier)
         size = tuple(output_size)
+        asked, query_maps = maps - QUERY_MAPS, maps & QUERY_MAPS
+        if not query_maps or query_weights is None:
+            query_weights, query_thresholds = probabilities[:, :0], probabilities[0, :0]
+        _check_queries(query_weights, query_thresholds, len(mask_logits))
+        scores = [settings.score] if _want_score(settings, maps) else []
+        levels = self._levels(mask_logits, probabilities if asked else probabilities[:, :0],
+                              network_size, scores, outlier, query_weights)
+        query_mask, query_score = self._query_maps(
+            levels.queries, query_thresholds, size, query_maps)
+        if not asked:
+            return Maps(query_mask=query_mask, query_score=query_score)
         want_ids = 'semantic' in maps
         want_mask = _want_mask(settings, maps)
         road_ids = want_mask and settings.road is not None
@@ -298,7 +313,8 @@ class CpuReadout:
             confidence = cv2.convertScaleAbs(first.best, alpha=255.0)
         return Maps(semantic=ids, confidence=confidence,
                     anomaly_score=score if 'anomaly_score' in maps else None,
-                    anomaly_mask=mask if 'anomaly_mask' in maps else None, road_lost=road_lost)
+                    anomaly_mask=mask if 'anomaly_mask' in maps else None, road_lost=road_lost,
+                    query_mask=query_mask, query_score=query_score)
 
     def anomaly_scores(self, mask_logits: np.ndarray, probabilities: np.ndarray,
                        network_size: tuple[int, int], output_size: tuple[int, int],
@@ -337,18 +353,31 @@ class CpuReadout:
             raise ValueError(f'sizes must be positive: {network_size}, {output_size}')
 
     def _levels(self, mask_logits, probabilities, network_size, scores,
-                outlier: Optional[np.ndarray]) -> _Levels:
-        """Return the masks weighed by the classes and by the columns of some scores."""
+                outlier: Optional[np.ndarray],
+                query_weights: Optional[np.ndarray] = None) -> _Levels:
+        """Return the masks weighed by classes, by the columns of some scores and by queries."""
         count = probabilities.shape[1]
         own = [score for score in scores if score.column]
-        columns = [score.weights(probabilities, outlier) for score in own]
-        matrix = np.column_stack([probabilities, *columns]) if columns else probabilities
-        key = (mask_logits.shape, matrix.shape[1], tuple(network_size))
-        if key != self._plan_key:
-            self._plan, self._plan_key = _Plan(*key), key
-        planes = self._weigh(self._plan, mask_logits, matrix, count)
+        columns = [score.weights(probabilities, outlier)[:, None] for score in own]
+        if query_weights is not None and query_weights.shape[1]:
+            columns.append(query_weights)
+        matrix = np.concatenate([probabilities, *columns], axis=1) if columns else probabilities
+        if not matrix.shape[1]:
+            nothing = np.empty((0, *network_size), np.float32)
+            return _Levels(nothing, {}, nothing)
+        planes = self._weigh(self._plan(mask_logits.shape, matrix.shape[1], tuple(network_size)),
+                             mask_logits, matrix, count)
         return _Levels(planes[:count], {
-            score.name: plane for score, plane in zip(own, planes[count:])})
+            score.name: plane for score, plane in zip(own, planes[count:])},
+            planes[count + len(own):])
+
+    def _plan(self, *key) -> _Plan:
+        """Return the plan of mask shape, columns and network size; the latest few are kept."""
+        plan = self._plans.pop(key, None) or _Plan(*key)
+        while len(self._plans) >= _KEPT_PLANS:
+            del self._plans[next(iter(self._plans))]
+        self._plans[key] = plan
+        return plan
 
     def _share(self, task, items) -> list:
         """Run task(worker, share) over items dealt out to the workers; return the results."""
@@ -471,6 +500,63 @@ class CpuReadout:
             plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
         return _Folded(first, plane, score)
 
+    def _query_maps(self, levels: np.ndarray, thresholds: np.ndarray, size: tuple[int, int],
+                    maps: frozenset) -> tuple[Optional[np.ndarray], Optional[np.ndarray]]:
+        """Return query_mask and query_score at output size from L of the queries [Q, H, W]."""
+        mask = np.full(size, NO_QUERY, np.uint8) if 'query_mask' in maps else None
+        score = np.zeros(size, np.float32) if 'query_score' in maps else None
+        if not len(levels):
+            return mask, score
+
+        def fold(worker, queries):
+            return self._fold_queries(self._scratch[worker], levels, thresholds, size, queries,
+                                      mask is not None, score is not None)
+
+        winning = None
+        for best, ids, highest in self._share(fold, range(len(levels))):
+            if mask is not None:
+                # Later queries win only where they are strictly better.
+                better = ids != NO_QUERY if winning is None else best > winning
+                np.copyto(mask, ids, where=better)
+                winning = best if winning is None else np.maximum(winning, best, out=winning)
+            if score is not None:
+                np.maximum(score, highest, out=score)
+        return mask, None if score is None else np.minimum(score, 1, out=score)
+
+    @staticmethod
+    def _fold_queries(scratch: _Scratch, levels, thresholds, size: tuple[int, int], queries,
+                      want_ids: bool, want_score: bool):
+        """Fold some queries at output size: the best that reach, their ids, and the highest."""
+        plane = scratch.get('plane', size)
+        best = scratch.get('best', size) if want_ids else None
+        ids = scratch.get('ids', size, np.uint8) if want_ids else None
+        better = scratch.get('better', size, np.bool_)
+        reaches = scratch.get('reaches', size, np.bool_)
+        highest = scratch.get('highest', size) if want_score else None
+        if want_ids:
+            best.fill(-np.inf)
+            ids.fill(NO_QUERY)
+        if want_score:
+            highest.fill(0)
+        for q in queries:
+            level = levels[q]
+            # Resampling is convex: what is nowhere reached here is nowhere reached there.
+            reached = want_ids and level.max() >= thresholds[q]
+            if not (reached or want_score):
+                continue
+            if level.shape != size:
+                level = cv2.resize(level, size[::-1], dst=plane,
+                                   interpolation=cv2.INTER_LINEAR)
+            if want_score:
+                np.maximum(highest, level, out=highest)
+            if reached:
+                np.greater(level, best, out=better)
+                np.greater_equal(level, thresholds[q], out=reaches)
+                np.logical_and(better, reaches, out=better)
+                np.copyto(best, level, where=better)
+                np.copyto(ids, np.uint8(q), where=better)
+        return best, ids, highest
+
     @staticmethod
     def _reduce(scratch: _Scratch, levels, size: tuple[int, int], classes, want_ids: bool,
                 want_best: bool, score: Optional[AnomalyScore]) -> _Partial:
@@ -505,6 +591,13 @@ class CpuReadout:
         return _Partial(best, ids, sums)
 
 
+def _check_queries(weights: np.ndarray, thresholds: np.ndarray, count: int) -> None:
+    if np.ndim(weights) != 2 or len(weights) != count or np.shape(
+            thresholds) != weights.shape[1:] or weights.shape[1] >= NO_QUERY:
+        raise ValueError(f'expected query weights [{count}, Q] and thresholds [Q], not '
+                         f'{np.shape(weights)} and {np.shape(thresholds)}')
+
+
 def _want_mask(settings: ReadoutSettings, maps: frozenset) -> bool:
     return 'anomaly_mask' in maps or ('semantic' in maps and settings.mark_unknown)
 
@@ -518,14 +611,17 @@ _LOCAL = threading.local()
 
 def read_out(mask_logits: np.ndarray, probabilities: np.ndarray, network_size: tuple[int, int],
              output_size: tuple[int, int], settings: ReadoutSettings, maps=ALL_MAPS,
-             outlier: Optional[np.ndarray] = None, image: Optional[np.ndarray] = None) -> Maps:
+             outlier: Optional[np.ndarray] = None, image: Optional[np.ndarray] = None,
+             query_weights: Optional[np.ndarray] = None,
+             query_thresholds: Optional[np.ndarray] = None) -> Maps:
     """
     Return the Maps of one frame; see CpuReadout, of which each thread keeps one.
 
     mask_logits: float [N, h, w]; probabilities: float [N, K]; sizes are (height, width).
     """
     return _thread_readout()(
-        mask_logits, probabilities, network_size, output_size, settings, maps, outlier, image)
+        mask_logits, probabilities, network_size, output_size, settings, maps, outlier, image,
+        query_weights=query_weights, query_thresholds=query_thresholds)
 
 
 def anomaly_scores(mask_logits: np.ndarray, probabilities: np.ndarray,

@@ -15,7 +15,8 @@
 What a frame's maps are and which knobs shape them.
 
 Ids in a semantic map: 0..K-1 are the bundle's classes, 254 is a pixel inside the anomaly mask
-(only with ``mark_unknown``), 255 is a pixel below ``min_confidence``.
+(only with ``mark_unknown``), 255 is a pixel below ``min_confidence``. Ids in a query map: 0..Q-1
+are the queries, 255 is a pixel where none of them reaches its threshold.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from owseg_ros.readout.objects import ObjectSettings
 from owseg_ros.readout.scores import AnomalyScore, Rba
 
 __all__ = [
-    'ALL_MAPS', 'check_maps', 'Maps', 'OUTPUT_SIZES', 'ReadoutSettings', 'UNKNOWN_ID',
-    'UNLABELLED_ID']
+    'ALL_MAPS', 'check_maps', 'Maps', 'NO_QUERY', 'OUTPUT_SIZES', 'QUERY_MAPS', 'ReadoutSettings',
+    'UNKNOWN_ID', 'UNLABELLED_ID']
 
 ALL_MAPS = frozenset({'semantic', 'confidence', 'anomaly_score', 'anomaly_mask'})
+QUERY_MAPS = frozenset({'query_mask', 'query_score'})
+NO_QUERY = 255
 
 OUTPUT_SIZES = ('camera', 'network')
 
@@ -110,6 +113,12 @@ class Maps:
     anomaly_mask: uint8 [H, W], 255 where anomalous, else 0.
     road_lost: whether the mask was to be restricted to the road and no road was seen, so that
         nothing was dropped.
+    query_mask: uint8 [H, W], among the queries at or above their threshold the one with the
+        highest score L_q, 255 where there is none.
+    query_score: float32 [H, W] in 0..1, max_q L_q cut at 1, also where no query reaches its
+        threshold; 0 without queries.
+    query_version: of the set of queries that these two answer; 0 without one, None where neither
+        was asked for.
     """
 
     semantic: Optional[np.ndarray] = None
@@ -117,13 +126,16 @@ class Maps:
     anomaly_score: Optional[np.ndarray] = None
     anomaly_mask: Optional[np.ndarray] = None
     road_lost: bool = False
+    query_mask: Optional[np.ndarray] = None
+    query_score: Optional[np.ndarray] = None
+    query_version: Optional[int] = None
 
 
 def check_maps(maps) -> frozenset:
     """Return maps as a frozenset; raise ValueError if one of them is no map that we know."""
     wanted = frozenset((maps,)) if isinstance(maps, str) else frozenset(maps)
-    unknown = wanted - ALL_MAPS
+    known = ALL_MAPS | QUERY_MAPS
+    unknown = wanted - known
     if unknown:
-        raise ValueError(
-            f'unknown maps {sorted(unknown)}; choose from {sorted(ALL_MAPS)}')
+        raise ValueError(f'unknown maps {sorted(unknown)}; choose from {sorted(known)}')
     return wanted

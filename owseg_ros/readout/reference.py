@@ -32,7 +32,7 @@ from typing import Optional
 import numpy as np
 from owseg_ros.bundle import ClassStatistics
 from owseg_ros.readout.maps import (
-    ALL_MAPS, check_maps, Maps, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
+    ALL_MAPS, check_maps, Maps, NO_QUERY, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -173,6 +173,26 @@ def confidence(scores: np.ndarray) -> np.ndarray:
     return np.rint(255.0 * np.clip(scores.max(axis=0), 0.0, 1.0)).astype(np.uint8)
 
 
+def query_mask(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """
+    Return the winning query of each pixel, uint8 [H, W], 255 where there is none.
+
+    Of the queries whose score L_q [Q, H, W] is at or above their threshold [Q] the one with the
+    highest wins, the first one on a tie; scores that exceed 1 are compared as they are.
+    """
+    if not len(scores):
+        return np.full(scores.shape[1:], NO_QUERY, np.uint8)
+    reaching = np.where(scores >= np.reshape(thresholds, (-1, 1, 1)), scores, -np.inf)
+    winner = reaching.argmax(axis=0).astype(np.uint8)
+    winner[np.isneginf(reaching.max(axis=0))] = NO_QUERY
+    return winner
+
+
+def query_score(scores: np.ndarray) -> np.ndarray:
+    """Return max_q L_q of [Q, H, W], cut at 1, as float32 [H, W]; 0 without queries."""
+    return np.minimum(scores.max(axis=0, initial=0.0), 1.0).astype(np.float32)
+
+
 def _components(mask: np.ndarray, diagonal: bool):
     """Yield each connected component of a boolean [H, W] mask as an array [n, 2] of (y, x)."""
     steps = [(-1, 0), (1, 0), (0, -1), (0, 1)]
@@ -218,11 +238,13 @@ def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
 
 def read_out(mask_logits: np.ndarray, probabilities: np.ndarray, network_size: tuple[int, int],
              output_size: tuple[int, int], settings: ReadoutSettings, maps=ALL_MAPS,
-             outlier: Optional[np.ndarray] = None) -> Maps:
+             outlier: Optional[np.ndarray] = None, query_weights: Optional[np.ndarray] = None,
+             query_thresholds: Optional[np.ndarray] = None) -> Maps:
     """
     Return the Maps of one frame, computed by the functions above one after the other.
 
-    mask_logits: [N, h, w]; probabilities: [N, K]; sizes are (height, width); outlier: [N].
+    mask_logits: [N, h, w]; probabilities: [N, K]; sizes are (height, width); outlier: [N];
+    query_weights: [N, Q] with their thresholds [Q], None for no queries.
     Objects, hysteresis and the road have no second implementation here: raises ValueError for
     settings with one of them.
     """
@@ -242,4 +264,9 @@ def read_out(mask_logits: np.ndarray, probabilities: np.ndarray, network_size: t
         ids[mask != 0] = UNKNOWN_ID
     found = {'semantic': ids, 'confidence': confidence(scores),
              'anomaly_score': score.astype(np.float32), 'anomaly_mask': mask}
+    if query_weights is None:
+        query_weights, query_thresholds = probabilities[:, :0], np.empty(0)
+    scores = class_scores(mask_logits, query_weights, network_size, output_size)
+    found |= {'query_mask': query_mask(scores, query_thresholds),
+              'query_score': query_score(scores)}
     return Maps(**{name: value for name, value in found.items() if name in maps})

@@ -23,12 +23,14 @@ from owseg_ros.engine.onnx import available_providers, physical_cores
 from owseg_ros.frame import Frame
 from owseg_ros.readout import reference
 import pytest
+from support.counting_encoder import CountingEncoder
 from support.tiny_bundle import edit_manifest, LOGIT, make_tiny_bundle, paint, tiny_network
 
 
 @pytest.fixture(scope='module')
 def bundle(tmp_path_factory):
-    return make_tiny_bundle(tmp_path_factory.mktemp('bundle') / 'tiny', embedding_dim=6)
+    return make_tiny_bundle(tmp_path_factory.mktemp('bundle') / 'tiny',
+                            encoder=CountingEncoder(6))
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +69,7 @@ def test_values(engine):
         output.class_probabilities[0, :3], np.eye(3), atol=1e-4)
     assert output.class_probabilities[0, 3:].max() < 1e-4
     assert output.region_embeddings.shape == (1, 8, 6)
-    assert output.pixel_features is None
+    assert output.pixel_features is None and output.text_features is None
     assert output.preprocess_ms > 0 and output.network_ms > 0
 
 
@@ -88,6 +90,67 @@ def test_pixel_features_on_demand(engine, tmp_path):
         pixel_features=None))
     with pytest.raises(EngineError, match='no pixel features'):
         OnnxEngine(plain, threads=1).infer([Frame(paint(96, 64))], pixel_features=True)
+
+
+def test_embeddings_and_text_features(engine, bundle, tmp_path):
+    """Both live in the text space; what is not asked for is not there."""
+    frames = [Frame(paint(96, 64, color, (255, 255, 255))) for color in ((255, 0, 0), (0, 0, 255))]
+    output = engine.infer(frames, text_features=True)
+    encoder = CountingEncoder(6)
+    for index, word in enumerate(('red', 'blue')):
+        np.testing.assert_allclose(
+            output.region_embeddings[index, 2 * index], encoder.vector(word), atol=0.02)
+        np.testing.assert_allclose(
+            output.text_features[index, :, 4, 2], encoder.vector(word), atol=0.02)
+        np.testing.assert_allclose(
+            output.text_features[index, :, 4, 9], encoder.vector('white'), atol=0.02)
+    assert output.text_features.shape == (2, 6, 8, 12)
+    assert output.frozen_region_embeddings is None
+    assert engine.infer(frames, region_embeddings=False).region_embeddings is None
+    mute = OnnxEngine(make_tiny_bundle(tmp_path / 'mute'), threads=1)
+    assert mute.infer(frames).region_embeddings is None
+    with pytest.raises(EngineError, match='no text features.*text_features'):
+        mute.infer(frames, text_features=True)
+
+
+def test_frozen_embeddings(tmp_path):
+    def add(model):
+        model.graph.node.append(onnx.helper.make_node('Neg', ['region_embeddings'], ['frozen']))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(
+            'frozen', onnx.TensorProto.FLOAT, ['batch', 8, 6]))
+
+    bundle = rewritten(
+        tmp_path / 'b', add, encoder=CountingEncoder(6),
+        manifest=lambda values: values['network']['outputs'].update(
+            frozen_region_embeddings='frozen'))
+    output = OnnxEngine(bundle, threads=1).infer([Frame(paint(96, 64))])
+    np.testing.assert_array_equal(output.frozen_region_embeddings, -output.region_embeddings)
+
+
+def test_probability_of_no_object(engine):
+    output = engine.infer([Frame(paint(96, 64))] * 2)
+    np.testing.assert_allclose(output.no_object_probabilities, [[0] * 3 + [1] * 5] * 2, atol=1e-4)
+    np.testing.assert_allclose(
+        output.no_object_probabilities + output.class_probabilities.sum(axis=-1), 1, atol=1e-6)
+
+
+def test_embeddings_of_another_length_are_refused(tmp_path):
+    def change(values):
+        values['language']['dim'] = 7
+
+    bundle = rewritten(tmp_path / 'b', manifest=change, encoder=CountingEncoder(6))
+    with pytest.raises(EngineError, match=r'language\.dim is 7 .*8, 6'):
+        OnnxEngine(bundle)
+
+
+def test_length_of_embeddings_is_checked_again_while_running(bundle):
+    """A network whose shapes are dynamic shows it only when it runs."""
+    engine = OnnxEngine(bundle, threads=1)
+    engine.bundle = replace(bundle, language=replace(bundle.language, dim=7))
+    with pytest.raises(EngineError, match=r'region_embeddings must be \[1, 8, 7\] and is'):
+        engine.infer([Frame(paint(96, 64))])
+    with pytest.raises(EngineError, match=r'must be \[1, 7, 8, 12\] and is \[1, 6, 8, 12\]'):
+        engine.infer([Frame(paint(96, 64))], region_embeddings=False, text_features=True)
 
 
 def test_batch_equals_single(engine):

@@ -19,22 +19,29 @@ query 2 blue; the other queries mask the whole image and say no-object.  So a re
 pure red, green or blue gets its id with an anomaly score of about 1 - tanh(1) = 0.24, and a
 black, grey, white, yellow, cyan or magenta region is claimed by no query: its score is about 1.
 The default threshold lies between.
+
+With a text encoder the network has region embeddings too, which follow the colours: a region of
+one corner of the colour cube (COLOR_NAMES) has the embedding of its name, other colours a blend.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, TensorProto
 from owseg_ros.bundle import Bundle, MANIFEST, sha256_of, write_bundle
+from owseg_ros.language.contract import TextEncoder
 import yaml
 
 CLASS_NAMES = ('red', 'green', 'blue')
 CLASS_COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+# The corners of the colour cube; blue is the lowest bit of the index, red the highest.
+COLOR_NAMES = ('black', 'blue', 'green', 'cyan', 'red', 'magenta', 'yellow', 'white')
+TEXT_STRIDE = 8
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 LOGIT = 12.0
@@ -59,7 +66,7 @@ def tiny_network(
     width: int = 96,
     height: int = 64,
     num_queries: int = 8,
-    embedding_dim: int = 0,
+    color_embeddings: Optional[np.ndarray] = None,
     work: int = 0,
     seed: int = 0,
 ) -> bytes:
@@ -69,7 +76,9 @@ def tiny_network(
     Input ``image`` float32 [batch, 3, height, width], normalised with MEAN and STD.  Outputs
     ``mask_logits`` [batch, N, height / 4, width / 4], ``class_logits`` [batch, N, 4],
     ``pixel_features`` [batch, 4, height / 4, width / 4] (R, G, B in 0..1 and their mean) and,
-    where embedding_dim > 0, ``region_embeddings`` [batch, N, embedding_dim] of unit length.
+    with color_embeddings float32 [8, D] of COLOR_NAMES, ``region_embeddings`` [batch, N, D] of
+    unit length and ``text_features`` [batch, D, height / 8, width / 8], whose mean under the
+    masks the former are.
     Each unit of ``work`` adds a 3x3 convolution of 32 channels at input size (about
     0.1 GFLOP at 96x64) whose result reaches the mask logits with a factor of zero.
     """
@@ -126,18 +135,13 @@ def tiny_network(
         'class_logits': ['batch', count, classes + 1],
         'pixel_features': ['batch', FEATURES, *small],
     }
-    if embedding_dim:
-        table = np.random.default_rng(seed).normal(size=(1, count, embedding_dim))
-        table /= np.linalg.norm(table, axis=-1, keepdims=True)
-        constants['embedding_table'] = table.astype(np.float32)
-        constants['embedding_shape'] = np.array([count, embedding_dim], np.int64)
-        nodes += [
-            helper.make_node(
-                'Concat', ['batch_size', 'embedding_shape'], ['embedding_target'], axis=0),
-            helper.make_node(
-                'Expand', ['embedding_table', 'embedding_target'], ['region_embeddings']),
-        ]
-        outputs['region_embeddings'] = ['batch', count, embedding_dim]
+    if color_embeddings is not None:
+        if width % TEXT_STRIDE or height % TEXT_STRIDE:
+            raise ValueError('width and height must be multiples of 8')
+        dim = color_embeddings.shape[1]
+        nodes += _embedding_nodes(color_embeddings, constants)
+        outputs['region_embeddings'] = ['batch', count, dim]
+        outputs['text_features'] = ['batch', dim, height // TEXT_STRIDE, width // TEXT_STRIDE]
     graph = helper.make_graph(
         nodes, 'tiny',
         [helper.make_tensor_value_info('image', TensorProto.FLOAT, ['batch', 3, height, width])],
@@ -148,6 +152,39 @@ def tiny_network(
         graph, ir_version=8, opset_imports=[helper.make_opsetid('', 17)], producer_name='tiny')
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _embedding_nodes(embeddings: np.ndarray, constants: dict[str, np.ndarray]) -> list:
+    """Return the nodes that blend the embeddings of the corners as the colours are blended."""
+    constants['cube'] = np.float32(1)
+    constants['embeddings'] = embeddings.T.reshape(*embeddings.T.shape, 1, 1).astype(np.float32)
+    constants['flat'] = np.array([0, 0, -1], np.int64)
+    nodes = [
+        helper.make_node('AveragePool', ['rgb'], ['text_rgb'],
+                         kernel_shape=[TEXT_STRIDE] * 2, strides=[TEXT_STRIDE] * 2),
+        helper.make_node('Sub', ['cube', 'text_rgb'], ['inverse']),
+        # Channels 0 to 2: how much of R, G, B is missing; 3 to 5: how much there is.
+        helper.make_node('Concat', ['inverse', 'text_rgb'], ['shares'], axis=1),
+    ]
+    for channel, name in enumerate('rgb'):
+        constants[f'corners_{name}'] = np.array(
+            [channel + 3 * (corner >> (2 - channel) & 1) for corner in range(8)], np.int64)
+        nodes.append(helper.make_node(
+            'Gather', ['shares', f'corners_{name}'], [f'share_{name}'], axis=1))
+    half = TEXT_STRIDE // STRIDE
+    return nodes + [
+        helper.make_node('Mul', ['share_r', 'share_g'], ['share_rg']),
+        helper.make_node('Mul', ['share_rg', 'share_b'], ['corners']),
+        helper.make_node('Conv', ['corners', 'embeddings'], ['text_features']),
+        helper.make_node('Sigmoid', ['mask_logits'], ['masks']),
+        helper.make_node('AveragePool', ['masks'], ['small_masks'],
+                         kernel_shape=[half] * 2, strides=[half] * 2),
+        helper.make_node('Reshape', ['small_masks', 'flat'], ['flat_masks']),
+        helper.make_node('Reshape', ['text_features', 'flat'], ['flat_features']),
+        helper.make_node('Transpose', ['flat_features'], ['pixel_embeddings'], perm=[0, 2, 1]),
+        helper.make_node('MatMul', ['flat_masks', 'pixel_embeddings'], ['sums']),
+        helper.make_node('LpNormalization', ['sums'], ['region_embeddings'], axis=2, p=2),
+    ]
 
 
 def _work_nodes(work: int, constants: dict[str, np.ndarray], random) -> list:
@@ -171,8 +208,19 @@ def _work_nodes(work: int, constants: dict[str, np.ndarray], random) -> list:
     ]
 
 
-def tiny_manifest(*, width: int = 96, height: int = 64, embedding_dim: int = 0) -> dict[str, Any]:
+def tiny_language(encoder: TextEncoder) -> dict[str, Any]:
+    """Return the section language: all colours compete with a query."""
+    return {'space': encoder.space, 'dim': encoder.dim, 'temperature': 0.05,
+            'background': list(COLOR_NAMES), 'same_meaning': {'cosine': 0.9, 'scale': 0.02},
+            'objectness': 1.0, 'threshold': 0.5,
+            'operating_point': 'between a colour that is there and one that is not',
+            'ensemble': None}
+
+
+def tiny_manifest(*, width: int = 96, height: int = 64,
+                  encoder: Optional[TextEncoder] = None) -> dict[str, Any]:
     """Return the manifest of the tiny bundle, as write_bundle takes it."""
+    embeddings = ('region_embeddings', 'text_features') if encoder else ()
     return {
         'name': 'tiny',
         'version': '0.1.0',
@@ -185,9 +233,10 @@ def tiny_manifest(*, width: int = 96, height: int = 64, embedding_dim: int = 0) 
             'input': {'name': 'image', 'width': width, 'height': height,
                       'mean': list(MEAN), 'std': list(STD)},
             'outputs': {'mask_logits': 'mask_logits', 'class_logits': 'class_logits',
-                        'region_embeddings': 'region_embeddings' if embedding_dim else None,
-                        'pixel_features': 'pixel_features'},
+                        'region_embeddings': None, 'pixel_features': 'pixel_features',
+                        **{name: name for name in embeddings}},
         },
+        **({'language': tiny_language(encoder)} if encoder else {}),
         'anomaly': {'score': 'rba', 'threshold': THRESHOLD,
                     'operating_point': 'between 0.24 (known) and 1.0 (unknown)', 'min_area': 4},
         'provenance': {'made_by': 'test/support/tiny_bundle.py'},
@@ -201,15 +250,20 @@ def make_tiny_bundle(
     width: int = 96,
     height: int = 64,
     num_queries: int = 8,
-    embedding_dim: int = 0,
+    encoder: Optional[TextEncoder] = None,
     work: int = 0,
 ) -> Bundle:
-    """Write the tiny bundle to ``folder`` and return it; see tiny_network for the parameters."""
-    network = tiny_network(width=width, height=height, num_queries=num_queries,
-                           embedding_dim=embedding_dim, work=work)
+    """
+    Write the tiny bundle to ``folder`` and return it; see tiny_network for the parameters.
+
+    encoder: of the texts that its region embeddings are to answer, such as an OnnxTextEncoder
+    over make_tiny_text_encoder; None leaves them out.
+    """
+    network = tiny_network(width=width, height=height, num_queries=num_queries, work=work,
+                           color_embeddings=encoder and encoder.encode(COLOR_NAMES))
     return write_bundle(
         folder,
-        tiny_manifest(width=width, height=height, embedding_dim=embedding_dim),
+        tiny_manifest(width=width, height=height, encoder=encoder),
         {'network.onnx': network, 'MODEL_CARD.md': b'# tiny\n\nA network for tests.\n'})
 
 

@@ -92,9 +92,9 @@ class _RecordingEngine:
         self.name, self.description, self.input = engine.name, engine.description, engine.input
         self.last: NetworkOutput | None = None
 
-    def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False) -> NetworkOutput:
+    def infer(self, frames: Sequence[Frame], **outputs: bool) -> NetworkOutput:
         """Run the network, see Engine."""
-        self.last = self.engine.infer(frames, pixel_features=pixel_features)
+        self.last = self.engine.infer(frames, **outputs)
         return self.last
 
     def warm_up(self) -> float:
