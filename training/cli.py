@@ -73,6 +73,26 @@ def _outliers(options: argparse.Namespace) -> None:
         distributed.leave()
 
 
+def _grounding(options: argparse.Namespace) -> None:
+    from owseg_ros.language.installed import open_text_encoder
+    from owseg_training import distributed
+    from owseg_training.grounding import GroundingTraining
+
+    config = _training_config(options)
+    config.grounding.trainable = options.trainable or config.grounding.trainable
+    try:
+        training = GroundingTraining(
+            config, options.out, options.start,
+            open_text_encoder(options.text_encoder or config.grounding.text_encoder or ''),
+            options.device)
+        if training.processes.first:
+            print(f'training {training.trainable:,} of {training.parameters:,} parameters on '
+                  f'{len(training.table.words)} words of {training.encoder.space}')
+        training.run(validate_every=None)
+    finally:
+        distributed.leave()
+
+
 def _sweep(options: argparse.Namespace) -> None:
     from owseg_training.sweep import SweepFile, SweepRunner
     from owseg_training.sweep_report import markdown
@@ -373,6 +393,18 @@ def build_parser() -> argparse.ArgumentParser:
                                'all, or parts of the transformer decoder')
     _add_training_options(outliers)
     outliers.set_defaults(run_command=_outliers)
+
+    grounding = stages.add_parser('grounding', help='train region embeddings that follow words')
+    grounding.add_argument('--start', type=Path, required=True, help='folder of the trained run')
+    grounding.add_argument('--config', default='camvid_small_grounding',
+                           help='recipe name or path')
+    grounding.add_argument('--out', type=Path, required=True, help='folder of the new run')
+    grounding.add_argument('--text-encoder', help='folder of owseg-train text-encoder (default: '
+                                                  'the installed one, owseg text-encoder)')
+    grounding.add_argument('--trainable', nargs='+', metavar='PART',
+                           help='override: region_head, all, or other parts of the network')
+    _add_training_options(grounding)
+    grounding.set_defaults(run_command=_grounding)
 
     sweep = stages.add_parser('sweep', help='vary one setting: runs, a table and a picture')
     sweep.add_argument('name', help='a sweep of training/recipes/sweeps, or a YAML path')

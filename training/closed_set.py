@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 import copy
 import dataclasses
@@ -27,7 +27,8 @@ import time
 from typing import Any
 
 import numpy as np
-from owseg_training.config import Config, config_from_dict, ConfigError
+from owseg_training.class_texts import clip_class_texts, TEXT_SPACE
+from owseg_training.config import Config, config_from_dict, ConfigError, NetworkConfig
 from owseg_training.data.datasets import read_image
 from owseg_training.data.hidden import open_split
 from owseg_training.data.stream import closed_set_stream, normalize, open_training_set
@@ -35,6 +36,7 @@ from owseg_training.distributed import join, Processes
 from owseg_training.evaluate.metrics import ConfusionMatrix
 from owseg_training.losses import SetCriterion
 from owseg_training.network import MaskClassifier, Prediction
+from owseg_training.network.frozen_clip import FROZEN_CLIP, FrozenClipHead
 from owseg_training.report import write_report
 from safetensors.torch import load_file, save_file
 import torch
@@ -46,8 +48,8 @@ import yaml
 
 AUTOCAST = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm)
-# Swin's and timm's names.
-POSITIONS = ('relative_position_bias_table', 'absolute_pos_embed', 'pos_embed')
+# Swin's and timm's names of positions, and CLIP's temperature.
+PLAIN = ('relative_position_bias_table', 'absolute_pos_embed', 'pos_embed', 'log_scale')
 
 Totals = dict[str, torch.Tensor]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -71,13 +73,14 @@ def parameter_groups(network: MaskClassifier, config: Config) -> list[dict[str, 
     """
     Group parameters: backbone at a lower rate; no weight decay for norms and embeddings.
 
-    Embeddings of positions, relative and absolute, are exempt too, as in the released code.
+    Embeddings of positions, relative and absolute, are exempt too, as in the released code, and
+    temperatures.
     """
     optimizer = config.optimizer
     exempt = {id(p) for m in network.modules() if isinstance(m, (*NORMS, torch.nn.Embedding))
               for p in m.parameters(recurse=False)}
     exempt |= {id(p) for name, p in network.named_parameters()
-               if name.rpartition('.')[2] in POSITIONS}
+               if name.rpartition('.')[2] in PLAIN}
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -219,8 +222,7 @@ class ClosedSetTraining:
         self.network = self._make_network(len(classes)).to(
             self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.criterion = SetCriterion(
-            config.loss, len(classes), config.network.outlier_class).to(self.device)
+        self.criterion = self._make_criterion(len(classes)).to(self.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.network, config))
         self.base_rates = [group['lr'] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(
@@ -266,7 +268,17 @@ class ClosedSetTraining:
             return False
 
     def _make_network(self, num_classes: int) -> MaskClassifier:
-        return MaskClassifier(self.config.network, num_classes)
+        network = MaskClassifier(self.config.network, num_classes)
+        if isinstance(network.region_head, FrozenClipHead):
+            texts = clip_class_texts(network.backbone.name, self.config.network.pretrained,
+                                     [c.name for c in self.data_set.classes])
+            network.region_head.set_texts(texts.rows)
+            if self.processes.first:
+                (self.folder / TEXT_SPACE).write_text(f'{texts.space}\n')
+        return network
+
+    def _make_criterion(self, num_classes: int) -> torch.nn.Module:
+        return SetCriterion(self.config.loss, num_classes, self.config.network.outlier_class)
 
     def _make_stream(self, length: int) -> Dataset:
         return closed_set_stream(self.config.data, self.config.optimizer.seed, length)
@@ -450,6 +462,13 @@ class ClosedSetTraining:
         self.processes.wait()
 
 
+def count_classes(config: NetworkConfig, state: Mapping[str, torch.Tensor]) -> int:
+    """Return the number of classes of a network's state."""
+    if config.region_head == FROZEN_CLIP:
+        return len(state['region_head.rows_of_class'])
+    return state['transformer_decoder.class_embed.weight'].shape[0] - 1 - config.outlier_class
+
+
 def load_network(folder: str | Path) -> tuple[MaskClassifier, Config]:
     """
     Load the averaged weights of a run, finished or not, in evaluation mode.
@@ -465,8 +484,6 @@ def load_network(folder: str | Path) -> tuple[MaskClassifier, Config]:
     else:
         tensors = load_file(str(folder / 'checkpoint.safetensors'))
         state = {k[len('average.'):]: v for k, v in tensors.items() if k.startswith('average.')}
-    rows = state['transformer_decoder.class_embed.weight'].shape[0]
-    num_classes = rows - 1 - config.network.outlier_class
-    network = MaskClassifier(config.network, num_classes)
+    network = MaskClassifier(config.network, count_classes(config.network, state))
     network.load_state_dict(state)
     return network.eval(), config

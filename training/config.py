@@ -45,7 +45,10 @@ class NetworkConfig:
     attention_strides: feature maps that the decoder layers attend to, in round-robin order.
     pixel_classifier: per-pixel head for the auxiliary loss, in training only.
     region_head: what embeds the regions in a text space, a name in network.region_embedding, or
-    none; region_dim: D of that space; region_hidden_dim: channels that are pooled.
+    none; region_dim: D of that space; region_hidden_dim: channels that are pooled.  With
+    frozen_clip (and backbone open_clip) classes are told by their texts: region_pooling is
+    soft_stride_8 or hard_stride_32 (FC-CLIP) and region_ensemble the shares of CLIP's own
+    embeddings for classes that training has seen and others, see network.frozen_clip.
     outlier_class: one more column of the class head between the known classes and no-object, for
     outliers (UNO); outlier_head: DenseHybrid's per-pixel head (RbA eq 16).  Outlier supervision
     sets both, as its loss needs them.
@@ -72,6 +75,8 @@ class NetworkConfig:
     region_head: str = 'none'
     region_dim: int = 384
     region_hidden_dim: int = 256
+    region_pooling: str = 'soft_stride_8'
+    region_ensemble: tuple[float, float] = (0.4, 0.8)
     outlier_class: bool = False
     outlier_head: bool = False
 
@@ -181,6 +186,39 @@ class OutlierConfig:
 
 
 @dataclass
+class GroundingConfig:
+    """
+    Grounding of regions in words (OpenSeg), with words in place of captions.
+
+    text_encoder: folder of owseg-train text-encoder, None for the installed one.
+    region_hidden_dim: channels of the region head, where the start has none.
+    keep: probability of keeping a word (OpenSeg: 0.75); hypernyms: share of words that say what a
+    thing is a kind of; negatives: words a step for things that may be absent.
+    grounding_weight: of the contrastive loss between images and their words; sharp: whether its
+    softmax over regions has the temperature, else 1 as printed. region_weight: of the
+    cross-entropy of regions whose concept the labels tell, 0 for words of whole images alone;
+    mask_weight: of the class-agnostic mask loss, where masks are trained.
+    objects: cut-outs to paste under their own names, see data.datasets.open_cutouts, '' for none;
+    object_probability, object_height: see OutlierConfig.
+    trainable: parts of the network, as outliers.freeze_except names them.
+    """
+
+    text_encoder: str | None = None
+    region_hidden_dim: int = 256
+    keep: float = 0.75
+    hypernyms: float = 0.2
+    negatives: int = 64
+    grounding_weight: float = 1.0
+    sharp: bool = True
+    region_weight: float = 1.0
+    mask_weight: float = 1.0
+    objects: str = 'cutouts'
+    object_probability: float = 0.5
+    object_height: tuple[float, float] = (0.15, 0.7)
+    trainable: list[str] = field(default_factory=lambda: ['region_head'])
+
+
+@dataclass
 class OptimizerConfig:
     """
     AdamW with a poly schedule; learning rate of the backbone is lr * backbone_multiplier.
@@ -214,6 +252,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     outliers: OutlierConfig = field(default_factory=OutlierConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def to_dict(self) -> dict[str, Any]:

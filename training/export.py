@@ -32,18 +32,18 @@ from owseg_ros.segmenter import Segmenter
 from owseg_training import model_card, quantize, tensorrt_support
 from owseg_training.calibrate import calibrate, DEFAULT_POINT, street_frames
 from owseg_training.closed_set import load_network
-from owseg_training.config import Config, config_from_dict
+from owseg_training.config import Config
 from owseg_training.data.datasets import (
     ClassSpec, DataError, DataSet, label_set, open_data_set, read_image, RoadAnomaly)
 from owseg_training.data.stream import MEAN, normalize, STD
 from owseg_training.evaluate.baseline_scores import score_of
 from owseg_training.evaluate.bundle_figures import (
     anomaly_pixels, evaluate_anomaly, evaluate_closed_set)
+from owseg_training.history import stages_of
 from owseg_training.network import MaskClassifier
 import torch
 from torch import nn
 from torch.nn import functional
-import yaml
 
 OPSET = 18
 OUTPUTS = ('mask_logits', 'class_logits', 'pixel_features')
@@ -220,20 +220,6 @@ def road_classes(classes: Sequence[ClassSpec]) -> list[int]:
     return [i for i, c in enumerate(classes) if c.name.casefold() in ROAD_NAMES]
 
 
-def _history(run: Path, config: Config) -> list[model_card.Stage]:
-    """Return the stages that led to the run, the first one first; none of a converted one."""
-    def read(path: Path) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    if not (run / 'log.jsonl').is_file():
-        return []
-    stages = [model_card.Stage(config, read(run / 'log.jsonl'))]
-    if (run / 'start_config.yaml').is_file():
-        start = config_from_dict(yaml.safe_load((run / 'start_config.yaml').read_text()))
-        stages.insert(0, model_card.Stage(start, read(run / 'start_log.jsonl')))
-    return stages
-
-
 def _rates(segmenter: Segmenter, road: DataSet) -> dict[str, float]:
     scores, labels = anomaly_pixels(segmenter, road.items)
     flagged = scores >= segmenter.bundle.anomaly.threshold
@@ -299,7 +285,7 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
         if max(difference.values()) > TOLERANCE:
             raise ExportError(f'ONNX Runtime differs from torch by {difference}, more than '
                               f'{TOLERANCE}')
-        stages = _history(run, config)
+        stages = [model_card.Stage(*stage) for stage in stages_of(run)]
         manifest = _manifest(network, config, classes, size, stages)
         provenance, figures = manifest['provenance'], manifest['figures']
         figures |= {'onnx_parity': difference, 'onnx_parity_frames': f'{len(images)} of {source}'}

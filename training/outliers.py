@@ -16,13 +16,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-import shutil
 
 import numpy as np
 from owseg_training.closed_set import ClosedSetTraining, load_network, Totals
 from owseg_training.config import Config, ConfigError
 from owseg_training.data.anomaly_mix import AnomalyMixStream
 from owseg_training.data.datasets import COCO_ROAD_CATEGORIES, open_cutouts
+from owseg_training.history import record_start
 from owseg_training.network import MaskClassifier, Prediction
 from owseg_training.outlier_losses import (
     LabelledPixels, open_outlier_loss, outlier_head_loss, outlier_totals)
@@ -45,6 +45,8 @@ def _modules(network: MaskClassifier, name: str) -> list[torch.nn.Module]:
         'transformer_decoder': decoder, 'pixel_decoder': network.pixel_decoder}
     if network.outlier_head is not None:
         parts['outlier_head'] = network.outlier_head
+    if network.region_head is not None:
+        parts['region_head'] = network.region_head
     if name not in parts:
         raise ConfigError(f'outliers.trainable has no part {name!r}; it has '
                           f'{", ".join(dict.fromkeys((*GROUPS, *parts)))}')
@@ -57,7 +59,8 @@ def freeze_except(network: MaskClassifier, parts: list[str]) -> tuple[int, int]:
 
     parts: mlp_and_linear (mask_embed and class_embed), transformer_decoder, pixel_decoder, all
     (save for the backbone's freeze_stages), names of the transformer decoder's own parts
-    ('mask_embed', 'class_embed', 'layers', ...), or outlier_head where there is one.
+    ('mask_embed', 'class_embed', 'layers', ...), or outlier_head and region_head where there are
+    such.
     Returns (trainable, all) parameter counts, the per-pixel auxiliary head left out.
     Raises ConfigError for a part that there is not.
     """
@@ -91,11 +94,7 @@ class OutlierTraining(ClosedSetTraining):
         config.stage = 'outliers'
         super().__init__(config, folder, device)
         if self.processes.first:
-            # What was before belongs to the history of the result.
-            shutil.copyfile(Path(start) / 'config.yaml', self.folder / 'start_config.yaml')
-            log = Path(start) / 'log.jsonl'  # A converted checkpoint has none.
-            (self.folder / 'start_log.jsonl').write_text(
-                log.read_text() if log.is_file() else '')
+            record_start(start, self.folder)
 
     def _make_network(self, num_classes: int) -> MaskClassifier:
         if self._start.num_classes != num_classes:

@@ -23,6 +23,7 @@ RegionEmbeddings.
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 
 from owseg_training.config import NetworkConfig
 import torch
@@ -30,6 +31,7 @@ from torch import nn
 from torch.nn import functional
 
 STRIDE = 8
+START_TEMPERATURE = 0.07
 
 
 @dataclass
@@ -38,11 +40,15 @@ class RegionEmbeddings:
     What a region head says about a batch.
 
     regions [B, N, D]: rows of unit length. text_features [B, D, H/8, W/8]: not normalised; their
-    mean under a mask, at unit length, is the embedding of that region.
+    mean under a mask, at unit length, is the embedding of that region. scale: 1 / temperature, a
+    learned number. frozen [B, N, D]: those of a frozen image tower, rows of unit length or, for
+    empty regions, zeros; None where the network has none, and in training.
     """
 
     regions: torch.Tensor
     text_features: torch.Tensor
+    scale: torch.Tensor
+    frozen: torch.Tensor | None = None
 
 
 def mask_pool(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -88,6 +94,12 @@ class PooledRegionHead(nn.Module):
             nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False),
             nn.Conv2d(hidden, hidden, 1), nn.GroupNorm(32, hidden), nn.ReLU(inplace=True))
         self.project = nn.Linear(hidden, config.region_dim)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / START_TEMPERATURE)))
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Return 1 / temperature, at most 100 as in CLIP."""
+        return self.log_scale.exp().clamp(max=100)
 
     def hidden(self, features: dict[int, torch.Tensor],
                pixel_features: torch.Tensor) -> torch.Tensor:
@@ -106,14 +118,17 @@ class PooledRegionHead(nn.Module):
         """Return embeddings [B, N, D] of soft masks [B, N, H/8, W/8]."""
         return functional.normalize(self.project(mask_pool(hidden, masks)), dim=-1)
 
+    def text_features(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the features for other regions, [B, D, H/8, W/8]."""
+        return functional.conv2d(
+            hidden, self.project.weight[:, :, None, None], self.project.bias)
+
     def forward(self, features: dict[int, torch.Tensor], pixel_features: torch.Tensor,
                 mask_logits: torch.Tensor) -> RegionEmbeddings:
         """Pool under the masks, and give the features for other regions."""
         hidden = self.hidden(features, pixel_features)
         regions = self.embed(hidden, soft_masks(mask_logits, tuple(hidden.shape[-2:])))
-        weight = self.project.weight[:, :, None, None]
-        return RegionEmbeddings(
-            regions, functional.conv2d(hidden, weight, self.project.bias))
+        return RegionEmbeddings(regions, self.text_features(hidden), self.scale)
 
 
 REGION_HEADS = {'pooled': PooledRegionHead}

@@ -1,0 +1,116 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Grounding: region embeddings that follow words (OpenSeg), on top of a trained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from owseg_ros.language import default_vocabulary, TextEncoder
+from owseg_training.closed_set import ClosedSetTraining, load_network
+from owseg_training.config import Config, ConfigError
+from owseg_training.data.cutouts import CutoutSet
+from owseg_training.data.datasets import COCO_ROAD_CATEGORIES, open_cutouts
+from owseg_training.data.grounding_stream import GroundingStream, stream_labels
+from owseg_training.data.words import held_out_words, WordTable
+from owseg_training.grounding_losses import GroundingCriterion
+from owseg_training.history import record_start
+from owseg_training.network import MaskClassifier
+from owseg_training.outliers import freeze_except
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+REGION_HEAD = 'pooled'
+
+
+def word_embeddings(encoder: TextEncoder, words: list[str]) -> torch.Tensor:
+    """Return float32 [V, D] of bare words, as queries without a vocabulary are encoded."""
+    vocabulary = default_vocabulary()
+    prompts = [vocabulary.prompts(encoder.templates, word) for word in words]
+    rows = encoder.encode([prompt for group in prompts for prompt in group])
+    mean = rows.reshape(len(words), -1, encoder.dim).mean(axis=1)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    return torch.from_numpy(mean.astype(np.float32))
+
+
+def absent_words(table: WordTable) -> list[str]:
+    """Return words of the vocabulary that are neither learned from nor held out."""
+    known = held_out_words().union(table.words)
+    return sorted(word for word in {
+        wording for group in default_vocabulary().wordings.values() for wording in group}
+        if word not in known)
+
+
+class GroundingTraining(ClosedSetTraining):
+    """
+    Training of region embeddings; folder and resuming as for ClosedSetTraining.
+
+    start: folder of a run; its network gets a region head where it has none. encoder: of the
+    words; its space becomes the network's. With a trainable of region_head alone, masks and
+    classes stay exactly those of the start; with others, masks learn by the class-agnostic loss
+    and class head and pixel classifier stay.
+    Raises ConfigError when the start has other classes than the data set, or a part to train is
+    not there.
+    """
+
+    def __init__(self, config: Config, folder: str | Path, start: str | Path,
+                 encoder: TextEncoder, device: str | None = None) -> None:
+        self._start, start_config = load_network(start)
+        self.encoder = encoder
+        config.network = start_config.network
+        config.data.hidden = start_config.data.hidden
+        config.stage = 'grounding'
+        grounding = config.grounding
+        self.objects: CutoutSet | None = open_cutouts(
+            grounding.objects, None, root=config.data.root,
+            exclude=COCO_ROAD_CATEGORIES) if grounding.objects else None
+        super().__init__(config, folder, device)
+        if self.processes.first:
+            record_start(start, self.folder)
+            (self.folder / 'text_space.txt').write_text(f'{encoder.space}\n')
+
+    def _make_network(self, num_classes: int) -> MaskClassifier:
+        network = self._start
+        if network.num_classes != num_classes:
+            raise ConfigError(f'the start has {network.num_classes} classes, '
+                              f'{self.data_set.title} has {num_classes}')
+        network.add_region_head(REGION_HEAD, self.encoder.dim,
+                                self.config.grounding.region_hidden_dim)
+        self.trainable, self.parameters = freeze_except(network, self.config.grounding.trainable)
+        # No loss of this stage reaches them.
+        network.transformer_decoder.class_embed.requires_grad_(False)
+        if network.pixel_classifier is not None:
+            network.pixel_classifier.requires_grad_(False)
+        return network.train()
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return stream_labels(self.data_set, self.objects)
+
+    def _make_criterion(self, num_classes: int) -> nn.Module:
+        self.table = WordTable(self._labels)
+        words = word_embeddings(self.encoder, list(self.table.words))
+        absent = word_embeddings(self.encoder, absent_words(self.table))
+        with_masks = any(
+            parameter.requires_grad for name, parameter in self.network.named_parameters()
+            if not name.startswith('region_head.'))
+        return GroundingCriterion(self.config.grounding, words,
+                                  torch.from_numpy(self.table.names), absent, with_masks)
+
+    def _make_stream(self, length: int) -> Dataset:
+        return GroundingStream(self.data_set, self.config.data, self.config.optimizer.seed, length,
+                               self.config.grounding, self.table, self._labels, self.objects)
