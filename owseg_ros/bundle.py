@@ -690,16 +690,16 @@ def _check_language(folder: Path, manifest: dict[str, Any]) -> None:
     again = 'export the bundle again (owseg-train export)'
     for key in ('frozen_region_embeddings', 'text_features'):
         if outputs.get(key) and not outputs.get('region_embeddings'):
-            _refuse(folder, f'{MANIFEST}: network.outputs.{key} goes with region_embeddings, which '
-                            f'the network does not have; {again}')
+            _refuse(folder, f'{MANIFEST}: network.outputs.{key} goes with region_embeddings, '
+                            f'which the network does not have; {again}')
     if outputs.get('region_embeddings') and language is None:
         _refuse(folder, f'{MANIFEST}: language: missing; network.outputs.region_embeddings needs '
                         f'this section, which says how they answer texts; {again}')
     if language is None:
         return
     if not outputs.get('region_embeddings'):
-        _refuse(folder, f'{MANIFEST}: language: goes with network.outputs.region_embeddings, which '
-                        f'is not named; name the output, or remove the section')
+        _refuse(folder, f'{MANIFEST}: language: goes with network.outputs.region_embeddings, '
+                        'which is not named; name the output, or remove the section')
     if language.get('ensemble') and not outputs.get('frozen_region_embeddings'):
         _refuse(folder, f'{MANIFEST}: language.ensemble goes with '
                         'network.outputs.frozen_region_embeddings, which is not named; write null')

@@ -20,10 +20,13 @@ import numpy as np
 from owseg_ros.bundle import BundleError
 from owseg_ros.engine import EngineError
 from owseg_ros.frame import Frame, FrameError
-from owseg_ros.readout import ALL_MAPS, ReadoutSettings
+from owseg_ros.language import LanguageError, NO_EXPANSION, QueryBook, QueryScorer
+from owseg_ros.language.onnx_encoder import OnnxTextEncoder
+from owseg_ros.readout import ALL_MAPS, QUERY_MAPS, ReadoutSettings
 from owseg_ros.segmenter import Segmenter
 import pytest
 from support.tiny_bundle import KNOWN_SCORE, make_tiny_bundle, paint, THRESHOLD, UNKNOWN_SCORE
+from support.tiny_text_encoder import make_tiny_text_encoder
 
 GREY = (128, 128, 128)
 
@@ -195,3 +198,103 @@ def test_results_are_values(segmenter):
 
 def test_warm_up(segmenter):
     assert 0 < segmenter.warm_up() < 10000
+
+
+# Queries
+
+
+@pytest.fixture(scope='module')
+def encoder(tmp_path_factory):
+    folder = make_tiny_text_encoder(tmp_path_factory.mktemp('encoder') / 'tiny')
+    return OnnxTextEncoder(folder.path)
+
+
+@pytest.fixture(scope='module')
+def speaking(tmp_path_factory, encoder):
+    return make_tiny_bundle(tmp_path_factory.mktemp('speaking') / 'tiny', encoder=encoder)
+
+
+@pytest.fixture
+def ask(encoder, speaking):
+    """Return a function that prepares the queries of a message."""
+    book, scorer = QueryBook(encoder, NO_EXPANSION), QueryScorer(speaking.language, encoder)
+    return lambda message, **options: scorer.prepare(book.ask(message).active, **options)
+
+
+@pytest.mark.parametrize('width, height', [(96, 64), (131, 77)])
+def test_words_find_their_regions(speaking, ask, width, height):
+    """What is there is found under its name, what is not gives an empty mask."""
+    segmenter = Segmenter(speaking, threads=1)
+    frame = paint(width, height, (255, 0, 0), (0, 255, 0))
+    left, right = np.s_[:, :width // 2 - width // 12], np.s_[:, width // 2 + width // 12:]
+    result = segmenter(frame, QUERY_MAPS, ask('green, yellow, red'))
+    assert result.query_mask.shape == (height, width)
+    assert (result.query_mask[left] == 2).all() and (result.query_mask[right] == 0).all()
+    assert result.query_score[left].min() > 0.9 and result.query_score[right].min() > 0.9
+    assert result.query_version == 1 and result.semantic is None
+    absent = segmenter(frame, QUERY_MAPS, ask('yellow, white'))
+    assert (absent.query_mask == 255).all() and absent.query_score.max() < 0.2
+    assert absent.query_version == 2
+
+
+def test_thresholds_of_queries(speaking, ask):
+    segmenter, frame = Segmenter(speaking, threads=1), paint(96, 64, (255, 0, 0), GREY)
+    message = '{"queries": [{"name": "red", "threshold": %s}]}'
+    assert (segmenter(frame, QUERY_MAPS, ask(message % 0.9)).query_mask[:, :40] == 0).all()
+    assert (segmenter(frame, QUERY_MAPS, ask(message % 1)).query_mask == 255).all()
+    strict = ask('red', default_threshold=0.9999)
+    assert (segmenter(frame, QUERY_MAPS, strict).query_mask == 255).all()
+
+
+def test_query_maps_beside_the_others_change_nothing_in_them(speaking, ask):
+    segmenter, frame = Segmenter(speaking, threads=1), paint(131, 77, (0, 0, 255), GREY)
+    alone = segmenter(frame)
+    both = segmenter(frame, ALL_MAPS | QUERY_MAPS, ask('blue'))
+    assert alone.query_mask is None is alone.query_score and alone.query_version is None
+    np.testing.assert_array_equal(both.semantic, alone.semantic)
+    np.testing.assert_array_equal(both.anomaly_mask, alone.anomaly_mask)
+    np.testing.assert_allclose(both.anomaly_score, alone.anomaly_score, atol=0.01)
+    assert (both.query_mask[:, :40] == 0).all()
+
+
+def test_each_frame_of_a_batch_is_asked(speaking, ask):
+    segmenter = Segmenter(speaking, threads=1)
+    frames = [paint(96, 64, (255, 0, 0), GREY), paint(60, 40, (0, 255, 0), GREY)]
+    results = segmenter.segment(frames, QUERY_MAPS, queries=ask('red, green'))
+    assert (results[0].query_mask[:, :40] == 0).all()
+    assert (results[1].query_mask[:, :24] == 1).all()
+
+
+@pytest.mark.parametrize('message', [None, ''])
+def test_query_maps_without_queries(speaking, ask, message):
+    result = Segmenter(speaking, threads=1)(
+        paint(96, 64), QUERY_MAPS, None if message is None else ask(message))
+    assert (result.query_mask == 255).all() and not result.query_score.any()
+    assert result.query_version == 0
+
+
+def test_frames_without_queries_cost_no_embeddings(speaking, ask):
+    """The outputs that only queries need are not even asked for."""
+    segmenter = Segmenter(speaking, threads=1)
+    infer, asked = segmenter.engine.infer, []
+
+    def spy(frames, **outputs):
+        asked.append(outputs.get('region_embeddings', True))
+        return infer(frames, **outputs)
+
+    segmenter.engine.infer = spy
+    segmenter(paint(96, 64), ALL_MAPS, ask('red'))
+    segmenter(paint(96, 64), QUERY_MAPS)
+    segmenter(paint(96, 64), {'query_mask'}, ask('green'))
+    assert asked == [False, False, True]
+
+
+def test_queries_of_another_model_and_models_without_words(speaking, ask, encoder, folder):
+    mute = Segmenter(folder, threads=1)
+    for queries in (None, ask('red')):
+        with pytest.raises(LanguageError, match='tiny has no region embeddings.*language'):
+            mute(paint(96, 64), {'query_mask'}, queries)
+    assert mute(paint(96, 64), queries=ask('red')).query_mask is None
+    other = replace(speaking, language=replace(speaking.language, temperature=0.1))
+    with pytest.raises(LanguageError, match='prepared for another model.*QueryScorer'):
+        Segmenter(other, threads=1)(paint(96, 64), QUERY_MAPS, ask('green'))

@@ -31,4 +31,5 @@ from owseg_ros.language.vocabulary import (
 __all__ = [
     'CachingTextEncoder', 'default_vocabulary', 'LanguageError', 'load_vocabulary',
     'NO_EXPANSION', 'parse_queries', 'ParsedQueries', 'PreparedQueries', 'Query', 'QueryBook',
-    'QueryScorer', 'QuerySet', 'QueryUpdate', 'Rejection', 'TextEncoder', 'TextEncoderError', 'Vocabulary', 'VocabularyError']
+    'QueryScorer', 'QuerySet', 'QueryUpdate', 'Rejection',
+    'TextEncoder', 'TextEncoderError', 'Vocabulary', 'VocabularyError']

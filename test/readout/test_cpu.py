@@ -15,11 +15,12 @@
 
 from unittest.mock import patch
 
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 import numpy as np
 from owseg_ros.readout import cpu, CpuReadout, read_out, reference
 from owseg_ros.readout.cpu import SCORE_TOLERANCES, TOLERANCE
-from owseg_ros.readout.maps import ALL_MAPS, ReadoutSettings
+from owseg_ros.readout.maps import ALL_MAPS, QUERY_MAPS, ReadoutSettings
 import pytest
 
 ROUNDING = 2e-5
@@ -267,3 +268,168 @@ def test_refuses_nonsense():
         CpuReadout(tolerance=float('nan'))
     with pytest.raises(ValueError, match='threads'):
         CpuReadout(threads=-1)
+
+
+# Queries
+
+
+def query_weights(seed, count, queries):
+    """Return weights [N, Q], most of them small, and thresholds [Q]."""
+    random = np.random.default_rng(seed)
+    weights = random.random((count, queries)) ** random.choice([1, 4, 30], (count, queries))
+    return weights.astype(np.float32), random.uniform(0, 1, queries).astype(np.float32)
+
+
+@given(tasks(), st.integers(0, 2 ** 32 - 1), st.integers(1, 7), st.sampled_from([0.0, 0.01]),
+       st.sampled_from([1, 3]), st.sampled_from(BLOCKS), st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_query_maps_agree_with_the_reference(task, seed, count, tolerance, threads, blocks, alone):
+    masks, _, size, output = task
+    weights, thresholds = query_weights(seed, len(masks), count)
+    with patch.multiple(cpu, **blocks):
+        maps = CpuReadout(tolerance, threads)(
+            *task, SETTINGS, QUERY_MAPS if alone else QUERY_MAPS | ALL_MAPS,
+            query_weights=weights, query_thresholds=thresholds)
+    tolerance += ROUNDING
+    scores = reference.class_scores(
+        masks.astype(np.float64), weights.astype(np.float64), size, output)
+    assert maps.query_score.shape == maps.query_mask.shape == tuple(output)
+    assert (maps.query_score.dtype, maps.query_mask.dtype) == (np.float32, np.uint8)
+    np.testing.assert_allclose(
+        maps.query_score, reference.query_score(scores), atol=tolerance)
+    # Where no decision is a matter of the tolerance.
+    clear = (np.abs(scores - thresholds[:, None, None]) > tolerance).all(axis=0)
+    if count > 1:
+        reaching = np.sort(np.where(
+            scores >= thresholds[:, None, None], scores, -1 - np.arange(count)[:, None, None]),
+            axis=0)
+        clear &= reaching[-1] - reaching[-2] > 2 * tolerance
+    np.testing.assert_array_equal(
+        maps.query_mask[clear], reference.query_mask(scores, thresholds)[clear])
+    assert maps.query_version is None
+    if not alone:
+        assert_close(maps, *task, SETTINGS, tolerance)
+
+
+def test_whole_read_out_with_queries_agrees_with_the_reference():
+    masks, probabilities = network(21, 9, 4, 20, 24, 25.0)
+    weights, thresholds = query_weights(1, 9, 3)
+    task = (masks, probabilities, (80, 96), (100, 90), SETTINGS, QUERY_MAPS | {'semantic'})
+    queries = {'query_weights': weights, 'query_thresholds': thresholds}
+    expected = reference.read_out(*task, **queries)
+    found = read_out(*task, **queries)
+    np.testing.assert_allclose(found.query_score, expected.query_score, atol=TOLERANCE + ROUNDING)
+    assert (found.query_mask == expected.query_mask).mean() > 0.99
+    assert len(np.unique(expected.query_mask)) >= 3
+    assert expected.anomaly_mask is None is found.anomaly_mask
+
+
+def winners(levels, thresholds, threads=1, size=(8, 8)):
+    """Return the query maps where queries have such scores everywhere."""
+    weights = np.array([levels], np.float32)
+    maps = CpuReadout(threads=threads)(
+        np.full((1, 2, 2), 40, np.float32), np.ones((1, 1), np.float32), (8, 8), size,
+        SETTINGS, QUERY_MAPS, query_weights=weights,
+        query_thresholds=np.array(thresholds, np.float32))
+    (winner,), (score,) = np.unique(maps.query_mask), np.unique(maps.query_score)
+    return int(winner), float(score)
+
+
+@pytest.mark.parametrize('threads', [1, 2, 4])
+@pytest.mark.parametrize('size', [(8, 8), (11, 5)])
+@pytest.mark.parametrize('levels, thresholds, winner, score', [
+    ([0.3, 0.6, 0.5], [0.5, 0.5, 0.5], 1, 0.6),
+    ([0.3, 0.6, 0.5], [0.5, 0.7, 0.4], 2, 0.6),   # the best does not reach its own threshold
+    ([0.3, 0.4, 0.2], [0.5, 0.5, 0.5], 255, 0.4),
+    ([0.7, 0.2, 0.7], [0.5, 0.1, 0.5], 0, 0.7),   # the first of two that tie
+    ([1.2, 1.5, 0.1], [1.0, 1.0, 0.0], 1, 1.0),   # overlapping masks exceed 1
+    ([0.0, 0.0, 0.0], [0.0, 0.5, 0.0], 0, 0.0)])
+def test_winning_query(levels, thresholds, winner, score, threads, size):
+    found = winners(levels, thresholds, threads, size)
+    assert found == (winner, pytest.approx(score, abs=1e-5))
+
+
+@pytest.mark.parametrize('wanted', [{'query_mask'}, {'query_score'}, QUERY_MAPS | {'confidence'}])
+def test_only_the_query_maps_asked_for(wanted):
+    masks, probabilities = network(11, 12, 5, 20, 30, 6.0)
+    weights, thresholds = query_weights(2, 12, 4)
+    task = (masks, probabilities, (80, 120), (100, 90), SETTINGS)
+    queries = {'query_weights': weights, 'query_thresholds': thresholds}
+    everything = CpuReadout(0)(*task, maps=ALL_MAPS | QUERY_MAPS, **queries)
+    some = CpuReadout(0)(*task, maps=wanted, **queries)
+    for name in ALL_MAPS | QUERY_MAPS:
+        found = getattr(some, name)
+        assert (found is not None) == (name in wanted)
+        if name in wanted:
+            np.testing.assert_allclose(found, getattr(everything, name), atol=1e-5)
+
+
+@pytest.mark.parametrize('maps', [QUERY_MAPS, QUERY_MAPS | ALL_MAPS])
+@pytest.mark.parametrize('queries', [{}, {
+    'query_weights': np.empty((6, 0), np.float32), 'query_thresholds': np.empty(0, np.float32)}])
+def test_query_maps_without_queries(maps, queries):
+    task = (*network(1, 6, 3, 16, 20, 6.0), (64, 80), (30, 50), SETTINGS)
+    found = CpuReadout()(*task, maps, **queries)
+    assert found.query_mask.shape == (30, 50) and (found.query_mask == 255).all()
+    assert found.query_score.shape == (30, 50) and not found.query_score.any()
+    assert (found.semantic is None) == (maps == QUERY_MAPS)
+    expected = reference.read_out(*task, maps, **queries)
+    np.testing.assert_array_equal(expected.query_mask, found.query_mask)
+    np.testing.assert_array_equal(expected.query_score, found.query_score)
+
+
+def test_queries_are_one_pass_and_classes_are_left_out():
+    """The masks are opened once; without other maps there are no columns but the queries'."""
+    masks, probabilities = network(1, 12, 5, 16, 20, 6.0)
+    weights, thresholds = query_weights(3, 12, 2)
+    columns = []
+    weigh = CpuReadout._weigh
+
+    def spy(self, plan, mask_logits, matrix, num_classes):
+        columns.append((matrix.shape[1], num_classes))
+        return weigh(self, plan, mask_logits, matrix, num_classes)
+
+    task = (masks, probabilities, (64, 80), (64, 80), SETTINGS)
+    queries = {'query_weights': weights, 'query_thresholds': thresholds}
+    with patch.object(CpuReadout, '_weigh', spy):
+        CpuReadout()(*task, ALL_MAPS | QUERY_MAPS, **queries)
+        CpuReadout()(*task, QUERY_MAPS, **queries)
+        CpuReadout()(*task, ALL_MAPS, **queries)
+        CpuReadout()(*task, QUERY_MAPS)
+    assert columns == [(7, 5), (2, 0), (5, 5)]
+
+
+def test_cameras_with_and_without_queries_share_the_buffers():
+    readout = CpuReadout()
+    task = (*network(1, 6, 3, 16, 20, 6.0), (64, 80))
+    weights, thresholds = query_weights(3, 6, 2)
+    readout(*task, (64, 80), SETTINGS)
+    buffers = readout.scores(*task).ctypes.data
+    readout(*task, (64, 80), SETTINGS, QUERY_MAPS, query_weights=weights,
+            query_thresholds=thresholds)
+    assert readout.scores(*task).ctypes.data == buffers
+
+
+def test_query_maps_belong_to_the_caller():
+    readout = CpuReadout(threads=2)
+    for output in ((64, 80), (96, 100)):
+        def run(seed):
+            weights, thresholds = query_weights(seed, 6, 3)
+            return readout(*network(seed, 6, 3, 16, 20, 6.0), (64, 80), output, SETTINGS,
+                           ALL_MAPS | QUERY_MAPS, query_weights=weights,
+                           query_thresholds=thresholds)
+
+        first = run(1)
+        copies = {name: getattr(first, name).copy() for name in QUERY_MAPS}
+        run(2)
+        for name, copy in copies.items():
+            np.testing.assert_array_equal(getattr(first, name), copy)
+
+
+@pytest.mark.parametrize('weights, thresholds', [
+    ((5, 2), (2,)), ((6, 2), (3,)), ((6, 2), (2, 1)), ((6,), ()), ((6, 255), (255,))])
+def test_refuses_queries_of_other_shapes(weights, thresholds):
+    with pytest.raises(ValueError, match=r'query weights \[6, Q\]'):
+        CpuReadout()(*network(1, 6, 3, 4, 4, 6.0), (16, 16), (16, 16), SETTINGS, QUERY_MAPS,
+                     query_weights=np.zeros(weights, np.float32),
+                     query_thresholds=np.zeros(thresholds, np.float32))

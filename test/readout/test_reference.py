@@ -14,10 +14,11 @@
 """The reference readout against hand-computed values and independent implementations."""
 
 import cv2
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 from owseg_ros.readout import reference
-from owseg_ros.readout.maps import ALL_MAPS, check_maps, ReadoutSettings
+from owseg_ros.readout.maps import ALL_MAPS, check_maps, QUERY_MAPS, ReadoutSettings
 import pytest
 
 SIZES = st.integers(1, 12)
@@ -256,5 +257,20 @@ def test_min_area_is_scaled_by_area():
 def test_check_maps():
     assert check_maps('semantic') == {'semantic'}
     assert check_maps(ALL_MAPS) == ALL_MAPS
+    assert check_maps(ALL_MAPS | QUERY_MAPS) == {
+        'semantic', 'confidence', 'anomaly_score', 'anomaly_mask', 'query_mask', 'query_score'}
     with pytest.raises(ValueError, match='depth'):
         check_maps(['semantic', 'depth'])
+
+
+def test_query_maps_by_hand():
+    """Three queries at four pixels; the thresholds are 0.5, 0.5 and 0.9."""
+    scores = np.array([[0.5, 0.2, 0.6, 1.4], [0.4, 0.1, 0.6, 1.6], [0.8, 0.3, 0.95, 0.0]])
+    scores = scores[:, None]
+    np.testing.assert_array_equal(
+        reference.query_mask(scores, np.array([0.5, 0.5, 0.9])), [[0, 255, 2, 1]])
+    np.testing.assert_allclose(reference.query_score(scores), [[0.8, 0.3, 0.95, 1.0]])
+    np.testing.assert_array_equal(
+        reference.query_mask(scores[:2], np.array([0.5, 0.5])), [[0, 255, 0, 1]])
+    np.testing.assert_array_equal(reference.query_mask(scores[:0], np.empty(0)), [[255] * 4])
+    np.testing.assert_array_equal(reference.query_score(scores[:0]), [[0.0] * 4])
