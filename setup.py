@@ -100,7 +100,7 @@ setup(
     ],
     package_dir={'owseg_training': 'training'},
     package_data={
-        NAME: ['schemas/*.json', 'nodes/*.xml', 'language/*.yaml'],
+        NAME: ['schemas/*.json', 'nodes/*.xml', 'language/*.json', 'language/*.yaml'],
         'owseg_training': ['data/*.yaml', 'recipes/*.yaml', 'recipes/sweeps/*.yaml'],
     },
     data_files=[
@@ -140,11 +140,16 @@ setup(
             'onnxruntime-gpu>=1.17',
             'tensorrt>=10',
         ],
+        # Only to write the text encoder that queries need: owseg text-encoder.
+        'language': [
+            'onnx>=1.16',
+            'safetensors>=0.4',
+        ],
         'training': [
             'matplotlib>=3.6',
             'onnx>=1.16',
             'onnxscript',
-            'safetensors',
+            'safetensors>=0.4',
             'scipy>=1.15',
             'tensorboard',
             'timm>=1.0',
@@ -173,6 +178,7 @@ setup(
             # 8.4 breaks launch_pytest, 9 breaks launch_testing.
             'pytest>=7.4,<8.4',
             'pytest-timeout',
+            'safetensors>=0.4',
             'scikit-learn',
             'setuptools',
             # The reference of the converters; its tests skip where it is missing.

