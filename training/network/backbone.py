@@ -26,6 +26,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from owseg_training.network.clip_backbone import OpenClipBackbone
 from owseg_training.network.swin import SwinTransformer
 from owseg_training.torchvision_compat import make_torchvision_importable
 from owseg_training.weights import read_weights
@@ -154,6 +155,7 @@ def _swin(embed_dim: int, depths: tuple[int, ...], heads: tuple[int, ...], windo
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     'mobilenetv2_100_e1': _mobilenetv2_100_e1,
+    'open_clip': OpenClipBackbone,
     'resnet50_caffe': partial(_resnet_caffe, 'resnet50'),
     'resnet101_caffe': partial(_resnet_caffe, 'resnet101'),
     'resnet152_caffe': partial(_resnet_caffe, 'resnet152'),

@@ -20,6 +20,7 @@ import math
 
 from owseg_training.config import ConfigError, NetworkConfig
 from owseg_training.network.backbone import build_backbone
+from owseg_training.network.frozen_clip import FROZEN_CLIP, FrozenClipHead
 from owseg_training.network.pixel_decoder import PIXEL_DECODERS
 from owseg_training.network.region_embedding import REGION_HEADS, RegionEmbeddings
 from owseg_training.network.transformer_decoder import TRANSFORMER_DECODERS
@@ -38,6 +39,8 @@ class Prediction:
     predictions for deep supervision; pixel_logits [B, K, H/4, W/4] of the per-pixel auxiliary
     head, in training only; outlier_logits [B, 2, H/4, W/4] (inlier, outlier) of DenseHybrid's;
     embeddings: of the regions in a text space, where the network has a head for them.
+    Where classes are classified by text, class_logits are those of the loss in training, else
+    logarithms of the ensemble's probabilities, and auxiliary is empty then (see frozen_clip).
     """
 
     class_logits: torch.Tensor
@@ -89,7 +92,7 @@ class MaskClassifier(nn.Module):
         for kind, name, registry in (
                 ('pixel decoder', config.pixel_decoder, PIXEL_DECODERS),
                 ('transformer decoder', config.transformer_decoder, TRANSFORMER_DECODERS),
-                ('region head', config.region_head, {'none': None, **REGION_HEADS})):
+                ('region head', config.region_head, {'none', *REGION_HEADS, FROZEN_CLIP})):
             if name not in registry:
                 raise ConfigError(f'unknown {kind} {name!r}; known: {", ".join(registry)}')
         self.config = config
@@ -99,12 +102,15 @@ class MaskClassifier(nn.Module):
         self.backbone.freeze(config.freeze_stages)
         self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](self.backbone.channels, config)
         self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
-            config, num_classes + config.outlier_class)
+            # Where texts classify, a query itself has a say in the void alone.
+            config, 0 if config.region_head == FROZEN_CLIP else num_classes + config.outlier_class)
         self.pixel_classifier = (
             nn.Conv2d(config.mask_dim, num_classes, 1) if config.pixel_classifier else None)
         self.outlier_head = OutlierHead(config.mask_dim) if config.outlier_head else None
         self.region_head = None
-        if config.region_head != 'none':
+        if config.region_head == FROZEN_CLIP:
+            self.region_head = FrozenClipHead(self.backbone, config, num_classes)
+        elif config.region_head != 'none':
             self.region_head = REGION_HEADS[config.region_head](self.backbone.channels, config)
 
     def add_region_head(self, kind: str, dim: int, hidden_dim: int) -> None:
@@ -124,6 +130,9 @@ class MaskClassifier(nn.Module):
         """
         if self.config.outlier_class:
             return
+        if isinstance(self.region_head, FrozenClipHead):
+            raise ConfigError(f'region_head {FROZEN_CLIP} has no outlier class; use another loss '
+                              'than uno')
         old = self.transformer_decoder.class_embed
         new = nn.Linear(old.in_features, old.out_features + 1).to(old.weight)
         with torch.no_grad():
@@ -154,13 +163,16 @@ class MaskClassifier(nn.Module):
         features = self.backbone(image)
         pyramid, pixel_features = self.pixel_decoder(features)
         predictions = self.transformer_decoder(pyramid, pixel_features)
+        embeddings = None
+        if isinstance(self.region_head, FrozenClipHead):
+            predictions, embeddings = self.region_head.classify(
+                self.backbone, features, pixel_features, predictions)
         class_logits, mask_logits = predictions[-1]
         pixel_logits = None
         if self.training and self.pixel_classifier is not None:
             pixel_logits = self.pixel_classifier(pixel_features)
         outlier_logits = None if self.outlier_head is None else self.outlier_head(pixel_features)
-        embeddings = None
-        if self.region_head is not None:
+        if self.region_head is not None and embeddings is None:
             embeddings = self.region_head(features, pixel_features, mask_logits)
         return Prediction(class_logits, mask_logits, pixel_features, predictions[:-1],
                           pixel_logits, outlier_logits, embeddings)

@@ -1,0 +1,194 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Classification of regions by text, in-vocabulary and by a frozen CLIP (FC-CLIP).
+
+Yu et al., "Convolutions Die Hard: Open-Vocabulary Segmentation with Single Frozen Convolutional
+CLIP", NeurIPS 2023, and its released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from owseg_training.config import ConfigError, NetworkConfig
+from owseg_training.network.clip_backbone import OpenClipBackbone
+from owseg_training.network.region_embedding import (
+    PooledRegionHead, RegionEmbeddings, soft_masks, STRIDE)
+import torch
+from torch import nn
+from torch.nn import functional
+
+FROZEN_CLIP = 'frozen_clip'
+SOFT, HARD = 'soft_stride_8', 'hard_stride_32'
+POOLINGS = (SOFT, HARD)
+
+Predictions = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def cell_weights(mask_logits: torch.Tensor, size: tuple[int, int], pooling: str) -> torch.Tensor:
+    """
+    Return how much each cell of a coarse map takes part in a region, [B, N, *size], 0 or more.
+
+    mask_logits [B, N, H/4, W/4]; size: (height, width) of the map, H/32, W/32.
+    hard_stride_32: 1 where the mask logits, resized to the map, are above 0, as FC-CLIP has it; a
+    mask that covers the middle of no cell vanishes.
+    soft_stride_8: the mean under the weights is that of the map, bilinearly upsampled to stride
+    8, under the soft mask at that stride: the upsampling's adjoint is applied to the masks,
+    which have fewer channels than the map. No mask vanishes.
+    """
+    if pooling == HARD:
+        resized = functional.interpolate(mask_logits, size=size, mode='bilinear',
+                                         align_corners=False)
+        return (resized > 0).to(mask_logits)
+    fine = mask_logits.shape[-2] * 4 // STRIDE, mask_logits.shape[-1] * 4 // STRIDE
+    masks = soft_masks(mask_logits, fine)
+    rows, columns = (_upsampling(coarse, full).to(masks) for coarse, full in zip(size, fine))
+    # As shares of a cell, so that a cell inside of the region has the weight 1.
+    return rows.T @ masks @ columns * (size[0] * size[1] / (fine[0] * fine[1]))
+
+
+def _upsampling(size: int, fine: int) -> torch.Tensor:
+    """Return the matrix [fine, size] of bilinear interpolation along one side."""
+    return functional.interpolate(torch.eye(size)[None], size=fine, mode='linear',
+                                  align_corners=False)[0].T
+
+
+class FrozenClipHead(PooledRegionHead):
+    """
+    Region embeddings in CLIP's space and classes by their texts (FC-CLIP's rule).
+
+    Trained: embeddings pooled from pixel features as in PooledRegionHead, a void embedding and a
+    temperature. Frozen: CLIP's own embedding of each region. The texts of the classes, with
+    several rows for a class of several wordings, are part of the state; they are those of
+    `set_texts`, and until then nothing.
+    Raises ConfigError for a backbone that is no tower of open_clip, or a region_dim that is not
+    the dimension of its space.
+    """
+
+    def __init__(self, backbone: nn.Module, config: NetworkConfig, num_classes: int) -> None:
+        if not isinstance(backbone, OpenClipBackbone):
+            raise ConfigError(f'region_head {FROZEN_CLIP} goes with backbone open_clip, not '
+                              f'{config.backbone}')
+        if config.region_dim != backbone.embed_dim:
+            raise ConfigError(f'region_dim must be {backbone.embed_dim}, the dimension of '
+                              f'{backbone.name}, not {config.region_dim}')
+        if config.region_pooling not in POOLINGS:
+            raise ConfigError(f'region_pooling must be {" or ".join(POOLINGS)}, not '
+                              f'{config.region_pooling!r}')
+        if config.outlier_class:
+            raise ConfigError(f'region_head {FROZEN_CLIP} has no outlier class; use another loss '
+                              'than uno')
+        super().__init__(backbone.channels, config)
+        self.pooling = config.region_pooling
+        self.seen_share, self.unseen_share = config.region_ensemble
+        self.void = nn.Embedding(1, config.region_dim)
+        self.register_buffer('texts', torch.zeros(num_classes, config.region_dim))
+        self.register_buffer('rows_of_class', torch.arange(num_classes)[:, None])
+        self.register_buffer('frozen_share', torch.full((num_classes,), self.seen_share))
+
+    @torch.no_grad()
+    def set_texts(self, texts: Sequence[torch.Tensor], seen: Sequence[bool] | None = None) -> None:
+        """
+        Give the classes their texts.
+
+        texts: for each class float32 [wordings, D], rows of unit length, one or more; seen: for
+        each class, whether training has seen it, None for all. There may be another number of
+        classes than before: any vocabulary can take the place of that of training.
+        Raises ValueError for a class without a text, or of another D.
+        """
+        dim = self.void.embedding_dim
+        for index, rows in enumerate(texts):
+            if rows.ndim != 2 or rows.shape[1] != dim or not len(rows):
+                raise ValueError(f'the texts of class {index} are {list(rows.shape)}, not '
+                                 f'[one or more, {dim}]')
+        device = self.texts.device
+        self.texts = torch.cat(list(texts)).float().to(device)
+        rows = torch.arange(len(self.texts)).split([len(group) for group in texts])
+        # A class of few wordings repeats its first one, which changes no maximum.
+        self.rows_of_class = torch.stack([
+            functional.pad(group, (0, max(map(len, rows)) - len(group)), value=int(group[0]))
+            for group in rows]).to(device)
+        seen = torch.ones(len(texts)) if seen is None else torch.as_tensor(seen)
+        self.frozen_share = torch.where(
+            seen.bool(), self.seen_share, self.unseen_share).to(device)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # As many rows as the classes have wordings, which only the state knows.
+        for name in ('texts', 'rows_of_class', 'frozen_share'):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(
+                    state_dict[prefix + name], device=self.texts.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _class_logits(self, embeddings: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return [B, N, K]: scaled cosines, of a class the one of its nearest wording."""
+        logits = scale * embeddings @ self.texts.T
+        return logits[..., self.rows_of_class].amax(3)
+
+    def trained_logits(self, regions: torch.Tensor, void_bias: torch.Tensor) -> torch.Tensor:
+        """
+        Return class logits [B, N, K+1] of trained embeddings [B, N, D], the void last.
+
+        void_bias [B, N, 1]: what a query itself adds to its void logit, because two queries of
+        the same mask have the same embedding and only one may be the region.
+        """
+        void = functional.normalize(self.void.weight, dim=-1)
+        return torch.cat((self._class_logits(regions, self.scale),
+                          self.scale * regions @ void.T + void_bias), 2)
+
+    def ensemble(self, trained: torch.Tensor, frozen: torch.Tensor,
+                 scale: torch.Tensor) -> torch.Tensor:
+        """
+        Return logarithms of the combined class probabilities, [B, N, K+1] as trained_logits.
+
+        trained: of trained_logits; frozen [B, N, D]: CLIP's own embeddings, scale: CLIP's own
+        1 / temperature. p = softmax(log(p_in^(1-a) p_out^a)) (1 - p_void), with p_in and p_out
+        over the classes without the void, and a by whether training has seen the class. Regions
+        whose frozen embedding is zero, empty ones, are left to p_in.
+        """
+        share = self.frozen_share * frozen.any(2, keepdim=True)
+        inside = trained[..., :-1].log_softmax(2)
+        outside = self._class_logits(frozen, scale).log_softmax(2)
+        combined = ((1 - share) * inside + share * outside).softmax(2)
+        void = trained.softmax(2)[..., -1:]
+        # FC-CLIP's floor.
+        return (torch.cat((combined * (1 - void), void), 2) + 1e-8).log()
+
+    def classify(self, backbone: OpenClipBackbone, features: Mapping[int, torch.Tensor],
+                 pixel_features: torch.Tensor, predictions: Predictions,
+                 ) -> tuple[Predictions, RegionEmbeddings]:
+        """
+        Replace the class logits of predictions by those of the texts; embed the last one's masks.
+
+        features: of the backbone; predictions: (void bias [B, N, 1], mask logits) of each
+        decoder layer. In training the class logits are the trained ones, for the loss of every
+        layer; else those of the last layer are the ensemble's and those of the others are left
+        out. Masks get no gradient from their classes, as in FC-CLIP.
+        """
+        hidden = self.hidden(features, pixel_features)
+        found = []
+        for void_bias, mask_logits in predictions if self.training else predictions[-1:]:
+            masks = soft_masks(mask_logits.detach(), tuple(hidden.shape[-2:]))
+            regions = self.embed(hidden, masks)
+            found.append((self.trained_logits(regions, void_bias), mask_logits))
+        embeddings = RegionEmbeddings(regions, self.text_features(hidden), self.scale)
+        if self.training:
+            return found, embeddings
+        trained, mask_logits = found[-1]
+        dense = backbone.dense(features)
+        weights = cell_weights(mask_logits, tuple(dense.shape[-2:]), self.pooling)
+        embeddings.frozen = backbone.embed(dense, weights)
+        combined = self.ensemble(trained, embeddings.frozen, backbone.scale)
+        return [(combined, mask_logits)], embeddings
