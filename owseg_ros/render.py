@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+import colorsys
+from functools import lru_cache
 from typing import Optional, Sequence
 
 import cv2
@@ -28,6 +30,20 @@ UNKNOWN_HEAT_LOW, UNKNOWN_HEAT_HIGH = 0.0, 1.0
 
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 _PADDING = 12
+
+
+@lru_cache
+def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Return RGB colours 0..255 that differ from each other, for things that have none."""
+    # Neighbours on the hue circle differ in lightness too, and neighbours in order in hue.
+    shades = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.65))
+    colors = []
+    for index in range(count):
+        saturation, value = shades[index % len(shades)]
+        hue = (0.08 + index * 0.6180339887498949) % 1.0
+        colors.append(tuple(
+            round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)))
+    return tuple(colors)
 
 
 def colorize(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:

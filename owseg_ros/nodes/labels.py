@@ -23,10 +23,12 @@ from owseg_ros.bundle import UNKNOWN_COLOR
 from owseg_ros.bundle import UNKNOWN_ID
 from owseg_ros.bundle import UNLABELLED_COLOR
 from owseg_ros.bundle import UNLABELLED_ID
+from owseg_ros.language.scores import PreparedQueries
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.operating_point import OperatingPointError
 from owseg_ros.readout.maps import ReadoutSettings
 from owseg_ros.readout.scores import available_scores
+from owseg_ros.render import distinct_colors
 
 UNKNOWN_NAME, UNLABELLED_NAME = 'unknown object', 'unlabelled'
 
@@ -96,12 +98,53 @@ def label_info(bundle: Bundle, settings: ReadoutSettings, stamp: Any, frame_id: 
     :param stamp: builtin_interfaces/Time of the message.
     :raises ImportError: vision_msgs is not installed.
     """
+    return _label_info(label_table(bundle), settings.min_confidence, stamp, frame_id)
+
+
+def query_table(prepared: PreparedQueries | None) -> list[dict[str, Any]]:
+    """
+    Return id, name, threshold and RGB colour of every query that `query/mask` may hold.
+
+    :param prepared: the live set; None where there can be none.
+    """
+    if prepared is None:
+        return []
+    return [
+        {'id': index, 'name': name, 'threshold': round(float(threshold), 6), 'color': list(color)}
+        for index, (name, threshold, color) in enumerate(zip(
+            prepared.names, prepared.thresholds, distinct_colors(len(prepared.names))))]
+
+
+def query_json(prepared: PreparedQueries | None, stamp: Any = None) -> str:
+    """
+    Return the text of the topic `query/labels`: the set that masks answer.
+
+    :param stamp: builtin_interfaces/Time of the mask; None for a set that has just become live.
+    """
+    return json.dumps({
+        'stamp': stamp and {'sec': stamp.sec, 'nanosec': stamp.nanosec},
+        'version': 0 if prepared is None else prepared.version,
+        'queries': query_table(prepared)})
+
+
+def query_info(prepared: PreparedQueries | None, stamp: Any) -> Any:
+    """
+    Return the names of the queries as vision_msgs/LabelInfo; its threshold is the lowest of them.
+
+    :param stamp: builtin_interfaces/Time of the message.
+    :raises ImportError: vision_msgs is not installed.
+    """
+    table = query_table(prepared)
+    return _label_info(table, min((entry['threshold'] for entry in table), default=0.0), stamp)
+
+
+def _label_info(table: list[dict[str, Any]], threshold: float, stamp: Any,
+                frame_id: str = '') -> Any:
     from vision_msgs.msg import LabelInfo, VisionClass
     message = LabelInfo()
     message.header.stamp = stamp
     message.header.frame_id = frame_id
     message.class_map = [
-        VisionClass(class_id=entry['id'], class_name=entry['name'])
-        for entry in label_table(bundle)]
-    message.threshold = float(settings.min_confidence)
+        VisionClass(class_id=entry['id'], class_name=entry['name']) for entry in table]
+    message.threshold = float(threshold)
     return message

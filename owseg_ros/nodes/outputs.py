@@ -23,6 +23,7 @@ import numpy as np
 from owseg_ros.bundle import Bundle
 from owseg_ros.frame import array_to_image
 from owseg_ros.frame import Frame
+from owseg_ros.language.scores import PreparedQueries
 from owseg_ros.nodes import labels
 from owseg_ros.nodes import qos
 from owseg_ros.nodes.inputs import camera_topic
@@ -62,6 +63,15 @@ IMAGES = (
                 lambda result, frame, alpha: result.overlay(frame, alpha)),
 )
 
+QUERY_MASK = ImageOutput(
+    'query/mask', 'mono8', frozenset({'query_mask'}),
+    lambda result, frame, alpha: result.query_mask)
+QUERY_SCORE = ImageOutput(
+    'query/score', '32FC1', frozenset({'query_score'}),
+    lambda result, frame, alpha: result.query_score)
+QUERY_IMAGES = (QUERY_MASK, QUERY_SCORE)
+"""What a model that knows words has too."""
+
 
 class CameraOutputs:
     """
@@ -69,21 +79,26 @@ class CameraOutputs:
 
     :param node: the lifecycle node; while it is inactive nothing is sent.
     :param camera: namespace of the camera, relative to that of the node.
+    :param words: whether the model knows words, so that there are the topics of queries.
     """
 
-    def __init__(self, node: LifecycleNode, camera: str) -> None:
+    def __init__(self, node: LifecycleNode, camera: str, words: bool = False) -> None:
         self._node = node
         # Diagnostics ask from their own thread while the executor may destroy the publishers.
         self._lock = threading.Lock()
         self._images = [
             (output, node.create_lifecycle_publisher(
                 Image, camera_topic(camera, output.topic), qos.image_output()))
-            for output in IMAGES]
+            for output in IMAGES + (QUERY_IMAGES if words else ())]
         self._labels = node.create_lifecycle_publisher(
             String, camera_topic(camera, 'labels'), qos.latched())
         label_info_type = labels.label_info_type()
         self._label_info = label_info_type and node.create_lifecycle_publisher(
             label_info_type, camera_topic(camera, 'label_info'), qos.latched())
+        self._query_labels = words and node.create_lifecycle_publisher(
+            String, camera_topic(camera, 'query/labels'), qos.latched())
+        self._query_info = words and label_info_type and node.create_lifecycle_publisher(
+            label_info_type, camera_topic(camera, 'query/label_info'), qos.latched())
 
     def wanted(self) -> list[tuple[ImageOutput, Any]]:
         """Return the image outputs that have a subscriber, with their publishers."""
@@ -97,14 +112,28 @@ class CameraOutputs:
             stamp = self._node.get_clock().now().to_msg()
             self._label_info.publish(labels.label_info(bundle, settings, stamp))
 
+    def publish_queries(self, prepared: PreparedQueries | None, stamp: Any = None) -> None:
+        """
+        Publish the names of the ids of `query/mask`; safe to call from any thread.
+
+        :param prepared: the set; None where there can be none.
+        :param stamp: of the mask that answers the set; None where the set has become live.
+        """
+        with self._lock:
+            if not self._query_labels:
+                return
+            self._query_labels.publish(String(data=labels.query_json(prepared, stamp)))
+            if stamp is None and self._query_info:
+                now = self._node.get_clock().now().to_msg()
+                self._query_info.publish(labels.query_info(prepared, now))
+
     def destroy(self) -> None:
         """Destroy the publishers."""
         with self._lock:
-            publishers = [publisher for _, publisher in self._images] + [self._labels]
-            if self._label_info is not None:
-                publishers.append(self._label_info)
-            self._images = []
-            for publisher in publishers:
+            publishers = [publisher for _, publisher in self._images] + [
+                self._labels, self._label_info, self._query_labels, self._query_info]
+            self._images, self._query_labels, self._query_info = [], None, None
+            for publisher in filter(None, publishers):
                 self._node.destroy_lifecycle_publisher(publisher)
 
 

@@ -177,6 +177,10 @@ def _threshold(value: Any) -> str:
     return ''
 
 
+def _query_threshold(value: float) -> str:
+    return '' if value >= 0.0 or value == -1.0 else 'must be 0..1, or -1 for that of the model'
+
+
 PERCEPTION = (
     Spec('autostart', False,
          'Configure and activate without a lifecycle manager.', AT_START),
@@ -236,6 +240,18 @@ PERCEPTION = (
     Spec('min_confidence', 0.0,
          'Write 255 (unlabelled) into semantic/mask where the confidence is lower.',
          limits=(0.0, 1.0)),
+    Spec('text_encoder', '',
+         'Folder of the text encoder of queries; empty: the one that owseg text-encoder put '
+         'into place.', UNCONFIGURED),
+    Spec('queries', '',
+         'What to ask for from the start, as on the topic query: a comma list or JSON.',
+         UNCONFIGURED),
+    Spec('query_threshold', -1.0,
+         'Scores from here on are what a query asks for, unless it has a threshold of its own; '
+         '-1: as the model was calibrated.', limits=(-1.0, 1.0), check=_query_threshold),
+    Spec('vocabulary', '',
+         'YAML file with other wordings of what is asked for; empty: the built-in one. Setting '
+         'it reads it again.'),
     Spec('overlay_alpha', 0.5,
          'Weight of the colours in overlay.', limits=(0.0, 1.0)),
     Spec('no_frames_timeout', 2.0,

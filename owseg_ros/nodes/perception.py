@@ -27,7 +27,7 @@ from pathlib import Path
 import sys
 import time
 import traceback
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from owseg_ros.bundle import Bundle
@@ -38,6 +38,10 @@ from owseg_ros.bundle import MANIFEST
 from owseg_ros.errors import OwsegError
 from owseg_ros.frame import Frame
 from owseg_ros.frame import FrameError
+from owseg_ros.language.cache import CachingTextEncoder
+from owseg_ros.language.live import LanguageSetup
+from owseg_ros.language.scores import PreparedQueries
+from owseg_ros.language.vocabulary import load_vocabulary
 from owseg_ros.nodes import transport
 from owseg_ros.nodes.diagnostics import ERROR
 from owseg_ros.nodes.diagnostics import FrameStatistics
@@ -50,10 +54,13 @@ from owseg_ros.nodes.inputs import ImageInput
 from owseg_ros.nodes.outputs import CameraOutputs
 from owseg_ros.nodes.outputs import maps_of
 from owseg_ros.nodes.outputs import publish_images
+from owseg_ros.nodes.outputs import QUERY_MASK
 from owseg_ros.nodes.parameters import MODEL
 from owseg_ros.nodes.parameters import ParameterTable
 from owseg_ros.nodes.parameters import PERCEPTION
 from owseg_ros.nodes.process import run
+from owseg_ros.nodes.queries import open_encoder as open_installed_encoder
+from owseg_ros.nodes.queries import QueryTopics
 from owseg_ros.nodes.slot import FrameSlots
 from owseg_ros.nodes.slot import Pending
 from owseg_ros.nodes.slot import Worker
@@ -82,12 +89,12 @@ class Camera:
     """One camera of the node: its subscription, its publishers and its numbers."""
 
     def __init__(self, node: PerceptionNode, name: str, image_transport: str,
-                 reliability: str) -> None:
+                 reliability: str, words: bool) -> None:
         self.name = name
         self.statistics = FrameStatistics()
         self.history = MaskHistory()
         self.road_lost = False
-        self.outputs = CameraOutputs(node, name)
+        self.outputs = CameraOutputs(node, name, words)
         self.input = ImageInput(
             node, name, image_transport, reliability,
             lambda message: node.receive(self, message))
@@ -99,11 +106,14 @@ class PerceptionNode(LifecycleNode):
 
     :param autostart: default of the parameter `autostart`.
     :param dds: the transport of this process, as `transport.prepare` returned it.
+    :param open_encoder: returns the text encoder of queries.
     :param options: passed to `rclpy.lifecycle.LifecycleNode` (context, namespace, ...).
     :raises rclpy.exceptions.ParameterException: a parameter given at start is invalid.
     """
 
     def __init__(self, *, autostart: bool = False, dds: transport.Transport | None = None,
+                 open_encoder: Callable[[LanguageSetup], CachingTextEncoder] = (
+                     open_installed_encoder),
                  **options: Any) -> None:
         super().__init__(options.pop('node_name', 'perception'), **options)
         self._phase = 'unconfigured'
@@ -114,6 +124,7 @@ class PerceptionNode(LifecycleNode):
         self._cameras: dict[str, Camera] = {}
         self._slots = FrameSlots([])
         self._worker: Worker | None = None
+        self._queries = QueryTopics(self, open_encoder, self._queries_are_live)
         self._reporter = Reporter(
             self, self._statuses, lambda: self._table['diagnostics_period'])
         specs = [
@@ -164,6 +175,7 @@ class PerceptionNode(LifecycleNode):
     def destroy_node(self) -> None:
         """Stop the threads and destroy the node."""
         # The end of the process does not wait for a long network pass.
+        self._queries.stop(timeout=0.5)
         self._release(timeout=0.5)
         self._reporter.stop()
         super().destroy_node()
@@ -205,18 +217,36 @@ class PerceptionNode(LifecycleNode):
         if not work:
             return
         maps = frozenset().union(*(maps_of(outputs) for _, _, outputs, _ in work))
+        queries = self._queries.prepared
         results = self._segmenter.segment(
             [frame for *_, frame in work], maps, [camera.history for camera, *_ in work],
-            [pending.stamp for _, pending, *_ in work])
+            [pending.stamp for _, pending, *_ in work], queries)
         alpha = self._table['overlay_alpha']
         for (camera, pending, outputs, frame), result in zip(work, results):
             header = pending.message.header
+            if any(output is QUERY_MASK for output, _ in outputs):
+                self._publish_queries(camera, queries, header.stamp)
             publish_images(outputs, result, frame, header, alpha)
             camera.road_lost = result.road_lost
             now = 1e-9 * self.get_clock().now().nanoseconds
             camera.statistics.frame_out(
                 now - pending.stamp, time.monotonic() - pending.received,
                 result.network_ms, result.readout_ms)
+
+    def _publish_queries(self, camera: Camera, queries: PreparedQueries | None,
+                         stamp: Any) -> None:
+        camera.outputs.publish_queries(queries, stamp)
+        if self._queries.prepared is not queries:
+            # The last word of the latched topic is the live set, also when no frame follows.
+            camera.outputs.publish_queries(self._queries.prepared)
+
+    def _queries_are_live(self) -> None:
+        # In the thread of the queries.
+        if self._phase == 'active':
+            queries = self._queries.prepared
+            for camera in list(self._cameras.values()):
+                camera.outputs.publish_queries(queries)
+        self._reporter.hasten()
 
     def _frame(self, camera: Camera, message: Any) -> Frame | None:
         try:
@@ -249,8 +279,13 @@ class PerceptionNode(LifecycleNode):
         self._segmenter = segmenter
         self._cameras = {
             name: Camera(self, name, self._table['image_transport'],
-                         self._table['image_reliability'])
+                         self._table['image_reliability'], bundle.language is not None)
             for name in self._table['cameras']}
+        self._queries.configure(
+            LanguageSetup(bundle.name, bundle.language, self._table['text_encoder'],
+                          self._table['vocabulary'],
+                          threshold=_threshold(self._table['query_threshold'])),
+            self._table['queries'])
         self._enter('inactive')
         self.get_logger().info(
             f'model {bundle.name} {bundle.version} on {segmenter.engine.description}, '
@@ -274,6 +309,7 @@ class PerceptionNode(LifecycleNode):
             self.get_logger().info(f'camera {camera.input.topic}')
         self._worker.start()
         self._enter('active')
+        self._queries_are_live()
         return SUCCESS
 
     def _deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -311,6 +347,7 @@ class PerceptionNode(LifecycleNode):
 
     def _release(self, timeout: float = 10.0) -> None:
         self._stop_work(timeout)
+        self._queries.release()
         cameras, self._cameras = self._cameras, {}
         for camera in cameras.values():
             camera.outputs.destroy()
@@ -338,7 +375,12 @@ class PerceptionNode(LifecycleNode):
             output_size=values['output_size'])
 
     def _problem(self, changed: Mapping[str, Any]) -> str:
-        """Return why the loaded model cannot do what changed parameters ask, or ''."""
+        """Return why changed parameters cannot be followed, or ''."""
+        if changed.get('vocabulary'):
+            try:
+                load_vocabulary(changed['vocabulary'])
+            except OwsegError as error:
+                return str(error)
         segmenter = self._segmenter
         if segmenter is None or not _READOUT_PARAMETERS & changed.keys():
             return ''
@@ -353,6 +395,10 @@ class PerceptionNode(LifecycleNode):
             self._segmenter.settings = self._settings(self._segmenter.bundle, changed)
             if _LABEL_PARAMETERS & changed.keys() and self._phase == 'active':
                 self._publish_labels()
+        if 'query_threshold' in changed:
+            self._queries.adjust(threshold=_threshold(changed['query_threshold']))
+        if 'vocabulary' in changed:
+            self._queries.adjust(vocabulary=changed['vocabulary'])
         self._reporter.hasten()
 
     def _publish_labels(self) -> None:
@@ -371,6 +417,7 @@ class PerceptionNode(LifecycleNode):
         found = [self._engine_status(name, segmenter, phase), status(
             f'{name}: transport', OK if self._dds.ok else WARN, str(self._dds),
             {'profile': self._dds.profile or '', 'segment_bytes': self._dds.segment_bytes})]
+        found.append(self._queries.diagnose(name))
         if phase == 'active':
             found += [
                 self._camera_status(name, camera) for camera in list(self._cameras.values())]
@@ -410,6 +457,11 @@ class PerceptionNode(LifecycleNode):
                   **numbers.values()}
         return status(
             f'{name}: camera {camera.name}'.rstrip(), level, f'{state}: {message}', values)
+
+
+def _threshold(parameter: float) -> float | None:
+    """Return a threshold of queries; None where the parameter asks for that of the model."""
+    return None if parameter < 0 else parameter
 
 
 def _model_folder(model: str) -> Path:

@@ -24,11 +24,22 @@ RELIABILITIES = ('best_available', 'best_effort', 'reliable')
 """Values of the parameter `image_reliability`."""
 
 
-def latched() -> QoSProfile:
+STATUS_DEPTH = 8
+"""Answers to queries that may be on their way at once, to several who asked."""
+
+
+def latched(depth: int = 1) -> QoSProfile:
     """Return the profile of facts that a late subscriber still wants (labels)."""
     return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE,
+        history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def newest_text() -> QoSProfile:
+    """Return the profile of messages of which each replaces the one before (queries)."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.VOLATILE)
 
 
 def image_output() -> QoSProfile:
