@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from owseg_ros.bundle import sha256_of
+from owseg_training.open_clip_models import import_open_clip, open_clip_model
 from owseg_training.text_encoder import TextExportError, TextTower, torch_onnx
-from owseg_training.torchvision_compat import make_torchvision_importable
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors, Regex
 import torch
@@ -92,30 +92,13 @@ def clip_text_tower(name: str, weights: Optional[str | Path], *, space: Optional
     name: of the model, as open_clip.list_models() has it. weights: a local checkpoint that
     open_clip reads, None for random weights. space: name of the embedding space, by default
     the model's name and the start of the weights' sha256. license_name: of the weights.
-    Raises TextExportError: open_clip is not installed, does not know the model, or cannot read
-    the weights; or the model's tokenizer is not the byte-pair encoding of CLIP.
+    Raises OpenClipError as open_clip_models.open_clip_model does, and TextExportError where the
+    model's tokenizer is not the byte-pair encoding of CLIP.
     """
-    make_torchvision_importable()
-    try:
-        import open_clip
-    except ImportError as error:
-        raise TextExportError(f'{error}; install open_clip_torch') from error
-    if name not in open_clip.list_models():
-        raise TextExportError(f'open_clip knows no model {name!r}; its names are those of '
-                              'open_clip.list_models()')
-    digest = 'random'
-    if weights is not None:
-        try:
-            digest = sha256_of(weights)
-        except OSError as error:
-            raise TextExportError(f'{weights} cannot be read: {error}') from error
-    try:
-        model = open_clip.create_model(name, pretrained=weights and str(weights))
-        original = open_clip.get_tokenizer(name)
-    # Checkpoints fail in as many ways as there are formats of them.
-    except (RuntimeError, ValueError, KeyError, OSError, AttributeError, AssertionError) as error:
-        raise TextExportError(f'open_clip cannot make {name} of {weights}: '
-                              f'{" ".join(str(error).split())[:300]}') from error
+    open_clip = import_open_clip()
+    model = open_clip_model(name, weights)
+    digest = 'random' if weights is None else sha256_of(weights)
+    original = open_clip.get_tokenizer(name)
     if not isinstance(original, open_clip.SimpleTokenizer):
         raise TextExportError(f'the tokenizer of {name} is a {type(original).__name__}; only '
                               'the byte-pair encoding of CLIP is exported')
