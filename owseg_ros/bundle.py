@@ -27,6 +27,7 @@ import datetime
 import difflib
 import hashlib
 from importlib import resources
+import itertools
 import json
 import math
 import os
@@ -171,14 +172,17 @@ class AnomalySpec:
 @dataclass(frozen=True)
 class SameMeaning:
     """
-    When two texts mean the same thing, from the cosine of their embeddings.
+    When a query means a thing of the background, from the cosines of their texts.
 
-    r(a, b) = sigmoid((cos(a, b) - cosine) / scale): ``cosine`` is where it is one half, ``scale``
-    (above zero) how fast it changes there.
+    r(g, q) = sigmoid((c(g, q) - cosine) / scale) exp((c(g, q) - max_g' c(g', q)) / margin), c the
+    largest cosine between their texts: ``cosine`` is where two texts are as likely to mean the
+    same as not, ``scale`` (above zero) how fast that changes, ``margin`` (above zero) how soon a
+    thing gives way to one that is nearer to the query.
     """
 
     cosine: float
     scale: float
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -201,16 +205,16 @@ class LanguageInfo:
     How region embeddings answer texts; see language.scores.
 
     space: name of the text space that they live in; dim: D. temperature: tau, logits are cosines
-    / tau. background: texts that compete with a query. same_meaning: which of them mean the same
-    as it. objectness: exponent e of a region's weight (1 - p_no_object)^e. threshold: default
-    threshold of a query's score, in 0..1; operating_point: how it was chosen. ensemble: None
-    where there are no frozen region embeddings to combine with.
+    / tau. background: things that compete with a query, the texts for each. same_meaning: which
+    of them a query means. objectness: exponent e of a region's weight (1 - p_no_object)^e.
+    threshold: default threshold of a query's score, in 0..1; operating_point: how it was chosen.
+    ensemble: None where there are no frozen region embeddings to combine with.
     """
 
     space: str
     dim: int
     temperature: float
-    background: tuple[str, ...]
+    background: tuple[tuple[str, ...], ...]
     same_meaning: SameMeaning
     objectness: float
     threshold: float
@@ -361,8 +365,8 @@ def _language_info(language: Mapping[str, Any]) -> LanguageInfo:
         space=language['space'],
         dim=int(language['dim']),
         temperature=float(language['temperature']),
-        background=tuple(language['background']),
-        same_meaning=SameMeaning(float(same['cosine']), float(same['scale'])),
+        background=tuple(map(tuple, language['background'])),
+        same_meaning=SameMeaning(*(float(same[key]) for key in ('cosine', 'scale', 'margin'))),
         objectness=float(language['objectness']),
         threshold=float(language['threshold']),
         operating_point=language['operating_point'],
@@ -703,7 +707,7 @@ def _check_language(folder: Path, manifest: dict[str, Any]) -> None:
     if language.get('ensemble') and not outputs.get('frozen_region_embeddings'):
         _refuse(folder, f'{MANIFEST}: language.ensemble goes with '
                         'network.outputs.frozen_region_embeddings, which is not named; write null')
-    for text in language['background']:
+    for text in itertools.chain.from_iterable(language['background']):
         if text != text.strip() or not text.isprintable():
             _refuse(folder, f'{MANIFEST}: language.background: {_short(text)} has blanks around '
                             'it or control characters; remove them')

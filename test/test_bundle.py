@@ -361,13 +361,14 @@ def test_wrong_values(folder, change, patterns):
      ['share one name']),
     (drop_key('language', 'background'), [r"language: missing key 'background'", 'compete']),
     (set_key(['language', 'background'], []), [r'language\.background: \[\]', '1 to 1000']),
-    (set_key(['language', 'background'], ['a', 'a']), [r'language\.background', 'different']),
-    (set_key(['language', 'background'], ['a\x07']), [r'language\.background', 'control']),
+    (set_key(['language', 'background'], [['a'], ['a']]), [r'language\.background', 'different']),
+    (set_key(['language', 'background'], [['b', 'a\x07']]), [r'language\.background', 'control']),
+    (set_key(['language', 'background'], ['a']), [r'language\.background', 'mean one thing']),
     (set_key(['language', 'temperature'], 0), [r'language\.temperature: 0', 'above zero']),
     (set_key(['language', 'dim'], 0), [r'language\.dim: 0']),
     (set_key(['language', 'threshold'], 1.1), [r'language\.threshold: 1\.1', r'0\.\.1']),
     (set_key(['language', 'same_meaning', 'scale'], 0), [r'same_meaning\.scale: 0']),
-    (set_key(['language', 'same_meaning'], None), [r'language\.same_meaning: None', 'mean the']),
+    (set_key(['language', 'same_meaning'], None), [r'language\.same_meaning: None', 'means a']),
     (set_key(['language', 'objectness'], -1), [r'language\.objectness: -1']),
     (set_key(['language', 'ensemble'], {'seen': 0.4, 'unseen': 0.8, 'seen_names': []}),
      [r'language\.ensemble goes with', 'write null']),
@@ -389,8 +390,8 @@ def test_language_needs_region_embeddings(speaking):
 def test_language_is_read(speaking):
     language = load_bundle(speaking).language
     assert (language.space, language.dim, language.temperature) == ('counting', 6, 0.05)
-    assert language.background == COLOR_NAMES
-    assert language.same_meaning == SameMeaning(cosine=0.9, scale=0.02)
+    assert language.background == tuple((name,) for name in COLOR_NAMES)
+    assert language.same_meaning == SameMeaning(cosine=0.9, scale=0.02, margin=0.1)
     assert (language.objectness, language.threshold, language.ensemble) == (1.0, 0.5, None)
     assert language.operating_point.startswith('between')
     edit_manifest(speaking, set_key(['network', 'outputs', 'frozen_region_embeddings'], 'frozen'))

@@ -14,21 +14,20 @@
 """
 How much a region is what a query asks for: region embeddings against texts.
 
-A region with embedding z is compared with the texts T, which are those of the background and the
-query's own::
+A region with embedding z is compared with the things G, which are those of the background, each a
+group of texts, and the query itself::
 
-    p(t|z) = softmax over T of <z, t> / tau
-    p(q|z) = sum over t in T of p(t|z) r(t, q)
+    p(g|z) = softmax over G of max over t in g of <z, t> / tau
+    p(q|z) = sum over g in G of p(g|z) r(g, q)
 
-r(t, q) is 1 for the query's own texts, and for a text of the background the probability that it
-means the same, sigmoid((max cos(t, rows of q) - cosine) / scale): a background that knows "car"
-votes for the query "automobile" instead of competing with it, so a thing that is there is found
-whatever it is called, and one that is absent loses to what is there. A query of several rows
-takes part with the best one (maximum over synonyms: Yu et al., "Convolutions Die Hard: FC-CLIP",
-NeurIPS 2023, as in OpenSeg, appendix I).
+r(g, q) is 1 for the query itself, and for a thing of the background how likely the query means it
+(bundle.SameMeaning): a background that knows "car" votes for the query "automobile" instead of
+competing with it, so a thing that is there is found whatever it is called, and one that is absent
+loses to what is there. A thing of several texts takes part with the best one (maximum over
+synonyms: Yu et al., "Convolutions Die Hard: FC-CLIP", NeurIPS 2023, as in OpenSeg, appendix I).
 
 With embeddings of a frozen image tower beside the trained ones, the two are combined as FC-CLIP
-does, log p = (1 - a) log p_trained + a log p_frozen, softmax over T again, where a depends on
+does, log p = (1 - a) log p_trained + a log p_frozen, softmax over G again, where a depends on
 whether training has seen the query.
 """
 
@@ -58,15 +57,16 @@ class PreparedQueries:
     A set of queries, ready to be compared with the regions of any number of frames.
 
     queries: the set. language: of the model that it was prepared for. thresholds: float32 [Q],
-    with the default filled in. background: float32 [T, D]; same: float32 [T, Q], the votes
-    r(t, q); frozen_share: float32 [Q], the exponent a of frozen embeddings, 0 without ensemble.
-    Nothing in it changes; QueryScorer.prepare makes it.
+    with the default filled in. background: float32 [T, D], starts: int64 [G], the first text of
+    each thing; same: float32 [G, Q], the votes r(g, q); frozen_share: float32 [Q], the exponent a
+    of frozen embeddings, 0 without ensemble. Nothing in it changes; QueryScorer.prepare makes it.
     """
 
     queries: QuerySet
     language: LanguageInfo
     thresholds: np.ndarray
     background: np.ndarray
+    starts: np.ndarray
     same: np.ndarray
     frozen_share: np.ndarray
 
@@ -133,6 +133,7 @@ class PreparedQueries:
                chosen: slice | np.ndarray = np.s_[:]) -> np.ndarray:
         """Return p(q|z) from logits, [R, chosen queries]."""
         best = self.queries.per_query(own)[:, chosen]
+        background = np.maximum.reduceat(background, self.starts, axis=1)
         strongest = background.max(axis=1, keepdims=True)
         spread = np.exp(background - strongest)
         top = np.maximum(best, strongest)
@@ -155,8 +156,12 @@ class QueryScorer:
         _check_space(language, encoder.space, encoder.dim)
         self.language = language
         vocabulary = default_vocabulary() if vocabulary is None else vocabulary
-        self._background = embed_texts(encoder, vocabulary, language.background)
+        self._background = embed_texts(
+            encoder, vocabulary, [text for thing in language.background for text in thing])
+        counts = np.array([len(thing) for thing in language.background], np.int64)
+        self._starts = np.cumsum(counts) - counts
         self._background.setflags(write=False)
+        self._starts.setflags(write=False)
         ensemble = language.ensemble
         self._seen = frozenset(_keys(ensemble.seen_names)) if ensemble else frozenset()
 
@@ -173,14 +178,22 @@ class QueryScorer:
         default = language.threshold if default_threshold is None else default_threshold
         thresholds = np.array([default if threshold is None else threshold
                                for threshold in queries.thresholds], np.float32)
-        cosines = queries.per_query(self._background @ queries.embeddings.T)
-        meaning = language.same_meaning
-        same = sigmoid((cosines - np.float32(meaning.cosine)) / np.float32(meaning.scale))
+        same = self._same(queries)
         shares = np.array([self._frozen_share((query.name, *wordings)) for query, wordings in zip(
             queries.queries, queries.wordings)], np.float32)
         for array in (thresholds, same, shares):
             array.setflags(write=False)
-        return PreparedQueries(queries, language, thresholds, self._background, same, shares)
+        return PreparedQueries(queries, language, thresholds, self._background, self._starts, same,
+                               shares)
+
+    def _same(self, queries: QuerySet) -> np.ndarray:
+        """Return r(g, q), float32 [G, Q]."""
+        meaning = self.language.same_meaning
+        cosines = np.maximum.reduceat(
+            queries.per_query(self._background @ queries.embeddings.T), self._starts, axis=0)
+        nearest = cosines.max(axis=0, keepdims=True)
+        return (sigmoid((cosines - np.float32(meaning.cosine)) / np.float32(meaning.scale))
+                * np.exp((cosines - nearest) / np.float32(meaning.margin)))
 
     def _frozen_share(self, texts: Iterable[str]) -> float:
         ensemble = self.language.ensemble

@@ -22,8 +22,8 @@ import pytest
 from support.counting_encoder import CountingEncoder
 
 DIM = 8
-LANGUAGE = LanguageInfo('counting', DIM, 0.1, ('road', 'sky', 'car'), SameMeaning(0.6, 0.04), 1.0,
-                        0.4, 'by hand')
+LANGUAGE = LanguageInfo('counting', DIM, 0.1, (('road', 'street'), ('sky',), ('car',)),
+                        SameMeaning(0.6, 0.04, 0.3), 1.0, 0.4, 'by hand')
 MESSAGE = ('{"queries": [{"name": "automobile", "synonyms": ["motor car", "car"]}, "cone", '
            '{"name": "dog", "threshold": 0.25}]}')
 ENSEMBLE = EnsembleInfo(0.4, 0.8, ('Cone', 'MOTOR  car'))
@@ -50,23 +50,24 @@ def log_softmax(logits):
 
 
 def expected(encoder, wordings, z, frozen=None, share=0.0, language=LANGUAGE):
-    """Return p(q|z) as the docstring says it: only the best wording is among the texts."""
+    """Return p(q|z) as the docstring says it: only the best text of each thing counts."""
     def rows(texts):
         return np.array([encoder.vector(text) for text in texts], np.float64)
 
     def log_p(embedding, texts):
         return log_softmax(texts @ embedding / language.temperature)
 
-    background, own, meaning = rows(language.background), rows(wordings), language.same_meaning
-    found = []
-    for row in own:
-        texts = np.vstack([background, row])
-        logs = log_p(z, texts)
-        if frozen is not None:
-            logs = (1 - share) * logs + share * log_p(frozen, texts)
-        found.append((logs[-1] - logs[0], np.exp(log_softmax(logs))))
-    p = max(found, key=lambda pair: pair[0])[1]
-    same = 1 / (1 + np.exp(-((background @ own.T).max(axis=1) - meaning.cosine) / meaning.scale))
+    things = [rows(texts) for texts in (*language.background, wordings)]
+    texts = np.vstack(things)
+    logs = log_p(z, texts)
+    if frozen is not None:
+        logs = (1 - share) * logs + share * log_p(frozen, texts)
+    ends = np.cumsum([len(thing) for thing in things])
+    p = np.exp(log_softmax(np.array([part.max() for part in np.split(logs, ends[:-1])])))
+    meaning = language.same_meaning
+    cosines = np.array([(thing @ things[-1].T).max() for thing in things[:-1]])
+    same = np.exp((cosines - cosines.max()) / meaning.margin) / (
+        1 + np.exp(-(cosines - meaning.cosine) / meaning.scale))
     return p[:-1] @ same + p[-1]
 
 
@@ -99,7 +100,7 @@ def test_background_of_the_same_meaning_votes_for_the_query(encoder):
     """A car is what the query asks for: its wordings and the background have that word."""
     car = encoder.vector('car')[None]
     assert prepare(encoder).probabilities(car)[0, 0] > 0.99
-    strict = replace(LANGUAGE, same_meaning=SameMeaning(1.5, 0.01))
+    strict = replace(LANGUAGE, same_meaning=SameMeaning(1.5, 0.01, 0.3))
     found = prepare(encoder, language=strict).probabilities(car)
     assert found[0, 0] == pytest.approx(0.5, abs=0.02)
 
@@ -169,7 +170,7 @@ def test_no_queries_and_no_regions(encoder):
 
 def test_background_is_encoded_once(encoder):
     scorer = QueryScorer(LANGUAGE, encoder, NO_EXPANSION)
-    assert encoder.asked == [['road', 'sky', 'car']]
+    assert encoder.asked == [['road', 'street', 'sky', 'car']]
     book = QueryBook(encoder, NO_EXPANSION)
     for message in ('cone', 'dog'):
         scorer.prepare(book.ask(message).active).probabilities(unit(0, 2))
@@ -178,7 +179,8 @@ def test_background_is_encoded_once(encoder):
 
 def test_background_is_put_into_the_prompts_of_the_queries(encoder):
     QueryScorer(LANGUAGE, encoder, Vocabulary({}, {'plain': ('a {}', 'the {}')}))
-    assert encoder.asked[0] == ['a road', 'the road', 'a sky', 'the sky', 'a car', 'the car']
+    assert encoder.asked[0] == ['a road', 'the road', 'a street', 'the street', 'a sky',
+                                'the sky', 'a car', 'the car']
 
 
 @pytest.mark.parametrize('change', [{'space': 'clip'}, {'dim': 9}])

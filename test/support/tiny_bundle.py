@@ -211,7 +211,8 @@ def _work_nodes(work: int, constants: dict[str, np.ndarray], random) -> list:
 def tiny_language(encoder: TextEncoder) -> dict[str, Any]:
     """Return the section language: all colours compete with a query."""
     return {'space': encoder.space, 'dim': encoder.dim, 'temperature': 0.05,
-            'background': list(COLOR_NAMES), 'same_meaning': {'cosine': 0.9, 'scale': 0.02},
+            'background': [[name] for name in COLOR_NAMES],
+            'same_meaning': {'cosine': 0.9, 'scale': 0.02, 'margin': 0.1},
             'objectness': 1.0, 'threshold': 0.5,
             'operating_point': 'between a colour that is there and one that is not',
             'ensemble': None}
