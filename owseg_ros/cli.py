@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The `owseg` command: demo, run, text-encoder, doctor."""
+"""The `owseg` command: demo, run, query, text-encoder, doctor."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal()):
         raise argparse.ArgumentTypeError(f'{text!r} is not a size such as 640x480')
     return int(width), int(height)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to 1')
+    return value
 
 
 def _progress(console: Console) -> Progress:
@@ -105,7 +115,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
         result = run(RunOptions(
             source=options.source, model=options.model, out=options.out, every=options.every,
-            limit=options.limit, masks=options.masks, engine=options.engine,
+            limit=options.limit, masks=options.masks, query=options.query,
+            text_encoder=options.text_encoder, query_threshold=options.query_threshold,
+            vocabulary=options.vocabulary, engine=options.engine,
             providers=tuple(options.providers), threads=options.threads, readout={
                 'score': options.score, 'threshold': options.threshold,
                 'objects': options.objects and options.objects == 'on',
@@ -119,6 +131,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         ('flagged as anomalous', f'{result["flagged_share"]:.1%} of the pixels, where '
                                  f'{result["anomaly_score"]} is at least '
                                  f'{result["anomaly_threshold"]:g}'),
+        *((f'"{name}"', f'{share:.1%} of the pixels')
+          for name, share in result['query_shares'].items()),
         ('model, engine', f'{result["model"]}, {result["engine"]}')]))
     console.print(result['video'], highlight=False, soft_wrap=True)
     return 0
@@ -142,6 +156,33 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     return 1 if any(check.level == FAIL for check in checks) else 0
 
 
+def _query(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.query import QueryOptions, run_query
+
+    text = ' '.join(options.text) if options.text else None
+    if (text is not None) + options.clear + options.list != 1:
+        options.usage('say what to look for, or one of --list and --clear')
+    status = run_query(QueryOptions(text, options.clear, options.namespace, options.timeout))
+    if options.json:
+        print(json.dumps(status, indent=2))
+    else:
+        for name in status['accepted']:
+            console.print(f'[green]accepted[/green]  {escape(name)}', highlight=False)
+        for entry in status['rejected']:
+            console.print(f'[red]rejected[/red]  {escape(entry["entry"])}: '
+                          f'{escape(entry["reason"])}', highlight=False, soft_wrap=True)
+        if status['error']:
+            console.print(f'[red]{status["state"]}[/red]  {escape(status["error"])}',
+                          highlight=False, soft_wrap=True)
+        if status['version'] is not None:
+            console.print(_table(
+                f'live queries, version {status["version"]}' if status['queries'] else
+                f'no live queries, version {status["version"]}',
+                [(escape(query['name']), f'threshold {query["threshold"]:g}; asked as '
+                  f'{escape(", ".join(query["wordings"]))}') for query in status['queries']]))
+    return 1 if status['rejected'] or status['error'] else 0
+
+
 def _text_encoder(options: argparse.Namespace, console: Console) -> int:
     from owseg_ros.language.installed import default_text_encoder_path
     from owseg_ros.language.minilm import install_minilm
@@ -160,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
         prog='owseg', description='Open-world perception for ROS 2: demo, run, '
-        'text-encoder, doctor.')
+        'query, text-encoder, doctor.')
     parser.add_argument('--version', action='version', version=__version__)
     parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
     commands = parser.add_subparsers(dest='command', required=True)
@@ -193,6 +234,15 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument('--providers', nargs='+', default=['cpu'],
                      help='in order of preference: cpu, cuda, tensorrt')
     run.add_argument('--threads', type=int, default=0, help='threads of the CPU (0: all cores)')
+    words = run.add_argument_group('queries', 'what to find in words')
+    words.add_argument('--query', default='', help="a comma list ('traffic cone, car') or JSON, "
+                                                   'as the topic query takes it')
+    words.add_argument('--text-encoder', type=Path, metavar='FOLDER',
+                       help='see owseg text-encoder (default: the installed one)')
+    words.add_argument('--query-threshold', type=_share, metavar='0..1',
+                       help="least score of what is found (default: the model's)")
+    words.add_argument('--vocabulary', type=Path, metavar='YAML',
+                       help='other wordings (default: those of owseg_ros)')
     mask = run.add_argument_group('anomaly mask', 'as the parameters of the node')
     mask.add_argument('--score', help="anomaly score (default: the model's)")
     mask.add_argument('--threshold', default=CALIBRATED, help=HOW_TO_ASK)
@@ -206,6 +256,20 @@ def build_parser() -> argparse.ArgumentParser:
     mask.add_argument('--hold-frames', type=int, default=0,
                       help='frames for which a lost region stays')
     run.set_defaults(act=_run)
+
+    query = commands.add_parser(
+        'query', help='ask the running node for things in words, and hear what it took',
+        description='Ask the running node for things in words. The exit code is 0 where all was '
+        'taken, 1 where something was not, 2 where no node answered.')
+    query.add_argument('text', nargs='*', help='a comma list (traffic cone, stroller), or JSON: '
+                       '[{"name": "cone", "synonyms": ["pylon"], "threshold": 0.4}]')
+    query.add_argument('--list', action='store_true', help='only tell what is live')
+    query.add_argument('--clear', action='store_true', help='ask for nothing any more')
+    query.add_argument('--namespace', default='', help='of the node (default: /)')
+    query.add_argument('--timeout', type=float, default=10.0,
+                       help='seconds to look for the node, and to wait for its answer')
+    query.add_argument('--json', action='store_true', help='machine-readable output')
+    query.set_defaults(act=_query, usage=query.error)
 
     encoder = commands.add_parser(
         'text-encoder', help='set up the text encoder that queries need, once a machine')

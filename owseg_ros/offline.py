@@ -17,16 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+import json
 from pathlib import Path
 import time
 from typing import Any
 
 import cv2
 import numpy as np
-from owseg_ros.bundle import default_bundle_path
+from owseg_ros.bundle import Bundle, default_bundle_path
 from owseg_ros.errors import OwsegError
-from owseg_ros.pictures import FrameComposer, VideoWriter
-from owseg_ros.readout import MaskHistory
+from owseg_ros.language import (
+    LanguageError, load_vocabulary, PreparedQueries, QueryBook, QueryScorer)
+from owseg_ros.language.installed import default_text_encoder_path, open_text_encoder
+from owseg_ros.pictures import FrameComposer, QueryPicture, VideoWriter
+from owseg_ros.readout import ALL_MAPS, MaskHistory, QUERY_MAPS
+from owseg_ros.render import distinct_colors
 from owseg_ros.segmenter import readout_settings, Segmentation, Segmenter
 from owseg_ros.source import open_source
 
@@ -42,7 +47,10 @@ class RunOptions:
 
     source: as for owseg_ros.source.open_source; model: folder of a bundle, None for the default;
     out: folder of the results; every: take each n-th frame; limit: frames at most, 0 for all;
-    masks: also write each frame's maps as PNG (ids, anomaly mask) and NPY (anomaly score);
+    masks: also write each frame's maps as PNG (ids, masks) and NPY (scores);
+    query: what to ask for in words, as the topic takes it (language.queries), '' for nothing;
+    text_encoder: folder of the encoder, None for the installed one; query_threshold: of queries
+    that state none, None for the model's; vocabulary: file with wordings, None for the built-in;
     engine, providers, threads: as for owseg_ros.engine.create_engine.
     readout: keyword arguments of owseg_ros.segmenter.readout_settings; what the anomaly mask
     remembers goes from frame to frame.
@@ -54,6 +62,10 @@ class RunOptions:
     every: int = 1
     limit: int = 0
     masks: bool = False
+    query: str = ''
+    text_encoder: Path | None = None
+    query_threshold: float | None = None
+    vocabulary: Path | None = None
     engine: str = 'onnx'
     providers: tuple[str, ...] = ('cpu',)
     threads: int = 0
@@ -66,8 +78,8 @@ def run(options: RunOptions,
     Segment a source; write out/run.mp4 and, when asked, the maps; return the figures.
 
     progress: told the frames done and the frames in all (0 where that is not known).
-    Raises RunError, SourceError, BundleError, EngineError, VideoError, ScoreError or
-    OperatingPointError.
+    Raises RunError, SourceError, BundleError, EngineError, VideoError, ScoreError,
+    OperatingPointError, and for queries LanguageError, TextEncoderError or VocabularyError.
     """
     if options.every < 1:
         raise RunError(f'every must be 1 or more, not {options.every}')
@@ -75,6 +87,9 @@ def run(options: RunOptions,
                           options.providers, options.threads)
     segmenter.settings = readout_settings(segmenter.bundle, **options.readout)
     history = MaskHistory()
+    queries = prepare_queries(segmenter.bundle, options) if options.query else None
+    colors = distinct_colors(len(queries)) if queries else ()
+    maps = ALL_MAPS | QUERY_MAPS if queries else ALL_MAPS
     source = open_source(options.source)
     limit = options.limit or (0 if source.frames else 150)
     total = -(-source.frames // options.every) if source.frames else limit
@@ -84,6 +99,7 @@ def run(options: RunOptions,
     composer: FrameComposer | None = None
     times: list[tuple[float, float, float]] = []
     flagged: list[float] = []
+    found: list[list[float]] = []
     start = time.perf_counter()
     index = -1
     try:
@@ -94,16 +110,21 @@ def run(options: RunOptions,
             index += 1
             if index % options.every:
                 continue
-            result, = segmenter.segment([frame], histories=[history])
+            result, = segmenter.segment([frame], maps, histories=[history], queries=queries)
             times.append((result.preprocess_ms, result.network_ms, result.readout_ms))
             flagged.append(float((result.anomaly_mask > 0).mean()))
             if composer is None:
-                composer = _composer(segmenter, frame)
+                composer = _composer(segmenter.bundle, frame,
+                                     list(zip(queries.names, colors)) if queries else [])
                 fps = (source.fps or 10.0) / options.every
                 writer = VideoWriter(options.out / 'run.mp4', fps, composer.size)
             writer.write(composer.compose(
                 frame, result.semantic, result.anomaly_score, result.anomaly_mask,
-                f'{segmenter.bundle.name}   frame {index}', result.anomaly_range))
+                f'{segmenter.bundle.name}   frame {index}', result.anomaly_range,
+                QueryPicture(result.query_mask, result.query_score, colors) if queries else None))
+            if queries:
+                found.append([float((result.query_mask == q).mean())
+                              for q in range(len(queries))])
             if options.masks:
                 _write_maps(options.out / 'maps', index, result)
             progress(len(times), total)
@@ -113,6 +134,8 @@ def run(options: RunOptions,
             writer.close()
     if not times:
         raise RunError(f'{options.source} gave no frame')
+    if queries and options.masks:
+        _write_queries(options.out / 'maps' / 'queries.json', queries, colors)
     medians = np.median(np.array(times), axis=0)
     return {
         'frames': len(times),
@@ -124,21 +147,55 @@ def run(options: RunOptions,
         'preprocess_ms': float(medians[0]), 'network_ms': float(medians[1]),
         'readout_ms': float(medians[2]),
         'flagged_share': float(np.mean(flagged)),
+        'query_shares': dict(zip(queries.names, np.mean(found, axis=0).tolist()))
+        if queries else {},
         'video': str(options.out / 'run.mp4')}
 
 
-def _composer(segmenter: Segmenter, frame: np.ndarray) -> FrameComposer:
+def prepare_queries(bundle: Bundle, options: RunOptions) -> PreparedQueries:
+    """
+    Return the queries of some options, ready for a bundle.
+
+    Raises LanguageError where the bundle cannot answer queries, RunError where one cannot be
+    taken, TextEncoderError, VocabularyError.
+    """
+    if bundle.language is None:
+        raise LanguageError(f'{bundle.name} has no region embeddings, so it cannot answer '
+                            'queries: use a model that was trained with owseg-train grounding')
+    encoder = open_text_encoder(
+        options.text_encoder or default_text_encoder_path(bundle.language.space))
+    vocabulary = load_vocabulary(options.vocabulary) if options.vocabulary else None
+    asked = QueryBook(encoder, vocabulary).ask(options.query)
+    if asked.rejected:
+        raise RunError('; '.join(f'query {entry.entry!r}: {entry.reason}'
+                                 for entry in asked.rejected))
+    return QueryScorer(bundle.language, encoder, vocabulary).prepare(
+        asked.active, options.query_threshold)
+
+
+def _composer(bundle: Bundle, frame: np.ndarray, queries: list) -> FrameComposer:
     height, width = frame.shape[:2]
-    bundle = segmenter.bundle
     return FrameComposer(480, max(2, round(480 * height / width)), bundle.palette(),
-                         [(info.name, info.color) for info in bundle.classes])
+                         [(info.name, info.color) for info in bundle.classes], queries)
+
+
+def _write_queries(path: Path, queries: PreparedQueries, colors: Any) -> None:
+    entries = [{'id': index, 'name': name, 'threshold': float(threshold), 'color': color}
+               for index, (name, threshold, color) in enumerate(zip(
+                   queries.names, queries.thresholds.tolist(), colors))]
+    path.write_text(json.dumps({'queries': entries}, indent=2) + '\n', 'utf-8')
 
 
 def _write_maps(folder: Path, index: int, result: Segmentation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stem = f'{index:06d}'
-    for name, image in ((f'{stem}_semantic.png', result.semantic),
-                        (f'{stem}_anomaly_mask.png', result.anomaly_mask)):
+    for name, image in (('semantic', result.semantic), ('anomaly_mask', result.anomaly_mask),
+                        ('query_mask', result.query_mask)):
+        if image is None:
+            continue
+        name = f'{stem}_{name}.png'
         if not cv2.imwrite(str(folder / name), image):
             raise RunError(f'{folder / name} could not be written; is the disk full?')
     np.save(folder / f'{stem}_anomaly_score.npy', result.anomaly_score)
+    if result.query_score is not None:
+        np.save(folder / f'{stem}_query_score.npy', result.query_score)

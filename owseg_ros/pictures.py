@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -24,6 +26,7 @@ from owseg_ros.bundle import UNKNOWN_ID
 from owseg_ros.errors import OwsegError
 
 PANELS = ('input', 'semantic', 'anomaly score', 'overlay')
+QUERY_PANELS = ('queries', 'query score')
 TITLE_HEIGHT = 44
 RBA_RANGE = (render.UNKNOWN_HEAT_LOW, render.UNKNOWN_HEAT_HIGH)
 _MARGIN = 6
@@ -31,6 +34,27 @@ _MARGIN = 6
 
 class VideoError(OwsegError):
     """A video that cannot be written; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class QueryPicture:
+    """
+    What was found of the queries of a frame, for pictures.
+
+    mask: uint8, index of the winning query, 255 for none; score: float32 in 0..1; both of one
+    size. colors: RGB of each query.
+    """
+
+    mask: np.ndarray
+    score: np.ndarray
+    colors: Sequence[tuple[int, int, int]]
+
+    def panels(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pictures of QUERY_PANELS, uint8 [H, W, 3] each, for an image of that size."""
+        heat = render.anomaly_heat(self.score, 0.0, 1.0)
+        if heat.shape != image.shape:
+            heat = cv2.resize(heat, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        return render.query_overlay(image, self.mask, self.colors), heat
 
 
 def panels(image: np.ndarray, semantic: np.ndarray, score: np.ndarray, mask: np.ndarray,
@@ -62,25 +86,36 @@ def legend_of(classes: list[tuple[str, tuple[int, int, int]]], palette: np.ndarr
 
 class FrameComposer:
     """
-    Puts the four panels of a frame under a title and above a legend.
+    Puts the panels of a frame, two in a column, under a title and above a legend.
 
-    width, height: size of a panel in pixels; classes: (name, RGB) of the known classes.
+    width, height: size of a panel in pixels; classes, queries: (name, RGB) of the known classes
+    and, where frames show them, of the queries.
     """
 
     def __init__(self, width: int, height: int, palette: np.ndarray,
-                 classes: list[tuple[str, tuple[int, int, int]]]) -> None:
+                 classes: list[tuple[str, tuple[int, int, int]]],
+                 queries: Sequence[tuple[str, tuple[int, int, int]]] = ()) -> None:
         self.panel = (width, height)
         self.palette = palette
-        total = 2 * width + 3 * _MARGIN
-        self._legend = legend_of(classes, palette, total)
+        columns = 3 if queries else 2
+        total = columns * width + (columns + 1) * _MARGIN
+        parts = [legend_of(classes, palette, total)]
+        if queries:
+            parts.append(render.legend([(f'"{name}"', color) for name, color in queries], total))
+        self._legend = np.concatenate(parts)
         rows = TITLE_HEIGHT + 2 * (height + _MARGIN) + self._legend.shape[0]
         # Video codecs want even sizes.
         self.size = (total + total % 2, rows + rows % 2)
 
     def compose(self, image: np.ndarray, semantic: np.ndarray, score: np.ndarray,
                 mask: np.ndarray, title: str,
-                score_range: tuple[float, float] = RBA_RANGE) -> np.ndarray:
-        """Return the picture, uint8 [size[1], size[0], 3] RGB; arguments as for panels."""
+                score_range: tuple[float, float] = RBA_RANGE,
+                queries: QueryPicture | None = None) -> np.ndarray:
+        """
+        Return the picture, uint8 [size[1], size[0], 3] RGB; arguments as for panels.
+
+        queries: of this frame, where the composer was made for some.
+        """
         width, height = self.panel
         canvas = render.blank(*self.size)
         render.put_text(canvas, title, 2 * _MARGIN, 13, 16, max_width=self.size[0] - 24)
@@ -90,10 +125,15 @@ class FrameComposer:
         semantic = cv2.resize(semantic, (width, height), interpolation=cv2.INTER_NEAREST)
         mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
         score = cv2.resize(score, (width, height), interpolation=cv2.INTER_LINEAR)
-        for index, (name, picture) in enumerate(zip(
-                PANELS, panels(shrunk, semantic, score, mask, self.palette, score_range))):
-            x = _MARGIN + (index % 2) * (width + _MARGIN)
-            y = TITLE_HEIGHT + (index // 2) * (height + _MARGIN)
+        places = [(0, 0), (1, 0), (0, 1), (1, 1)]
+        pictures = [*zip(PANELS, panels(shrunk, semantic, score, mask, self.palette,
+                                        score_range))]
+        if queries is not None:
+            places += [(2, 0), (2, 1)]
+            pictures += zip(QUERY_PANELS, queries.panels(shrunk))
+        for (name, picture), (column, row) in zip(pictures, places):
+            x = _MARGIN + column * (width + _MARGIN)
+            y = TITLE_HEIGHT + row * (height + _MARGIN)
             canvas[y:y + height, x:x + width] = picture
             self._tag(canvas, name, x, y)
         top = TITLE_HEIGHT + 2 * (height + _MARGIN)

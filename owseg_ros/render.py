@@ -99,6 +99,30 @@ def overlay(rgb: np.ndarray, color: np.ndarray, alpha: float = 0.5,
     return blended
 
 
+def query_overlay(rgb: np.ndarray, mask: np.ndarray,
+                  colors: Sequence[Sequence[int]]) -> np.ndarray:
+    """
+    Return uint8 [H, W, 3]: an image in faint grey, what queries found in their colours.
+
+    rgb: uint8 [H, W, 3]; mask: uint8 of any size, stretched to the image: index of the query,
+    ids without a colour are nothing; colors: RGB of each query, such as distinct_colors.
+    """
+    height, width = rgb.shape[:2]
+    mask = _stretch(mask, width, height)
+    grey = cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    picture = cv2.addWeighted(grey, 0.6, np.full_like(grey, BACKGROUND), 0.4, 0.0)
+    for index, color in enumerate(colors):
+        inside = cv2.compare(mask, index, cv2.CMP_EQ)
+        if cv2.countNonZero(inside):
+            tint = np.empty_like(rgb)
+            tint[...] = color
+            cv2.copyTo(cv2.addWeighted(rgb, 0.35, tint, 0.65, 0.0), inside, picture)
+            outline, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+            cv2.drawContours(picture, outline, -1, (255, 255, 255), max(1, round(width / 480)),
+                             cv2.LINE_AA)
+    return picture
+
+
 def _stretch(image: np.ndarray, width: int, height: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image

@@ -16,9 +16,11 @@ import json
 import cv2
 import numpy as np
 from owseg_ros.cli import main
-from owseg_ros.pictures import FrameComposer, VideoError, VideoWriter
+from owseg_ros.language.onnx_encoder import OnnxTextEncoder
+from owseg_ros.pictures import FrameComposer, QueryPicture, VideoError, VideoWriter
 import pytest
 from support.tiny_bundle import make_tiny_bundle, paint
+from support.tiny_text_encoder import make_tiny_text_encoder
 
 
 @pytest.fixture
@@ -58,6 +60,71 @@ def test_run_over_a_folder_writes_a_video_and_the_maps(tmp_path, model, capsys):
     assert not (out / 'maps' / '000001_semantic.png').exists()
 
 
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """Return the folders of a model that answers words and of its text encoder."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    encoder = make_tiny_text_encoder(tmp_path / 'encoder').path
+    model = make_tiny_bundle(tmp_path / 'words', encoder=OnnxTextEncoder(encoder)).path
+    return str(model), str(encoder)
+
+
+def test_run_with_queries_writes_their_masks(tmp_path, words, capsys):
+    speaking, encoder = words
+    cv2.imwrite(str(tmp_path / 'street.png'), paint(96, 64, right=(255, 255, 0))[..., ::-1])
+    arguments = ['run', '--model', speaking, '--text-encoder', encoder, '--source',
+                 str(tmp_path / 'street.png'), '--masks', '--query', 'green, red']
+    out = tmp_path / 'out'
+    assert main([*arguments, '--out', str(out)]) == 0
+    assert '"red"' in capsys.readouterr().out
+    frame, = frames_of(out / 'run.mp4')
+    assert frame.shape[1] > 3 * 480
+    mask = cv2.imread(str(out / 'maps' / '000000_query_mask.png'), cv2.IMREAD_UNCHANGED)
+    assert (mask[:, :40] == 1).all() and (mask[:, 56:] == 255).all()
+    assert np.load(out / 'maps' / '000000_query_score.npy')[:, :40].min() > 0.9
+    listed = json.loads((out / 'maps' / 'queries.json').read_text())['queries']
+    assert [(entry['id'], entry['name'], entry['threshold']) for entry in listed] == [
+        (0, 'green', 0.5), (1, 'red', 0.5)]
+    assert listed[0]['color'] != listed[1]['color']
+    strict = tmp_path / 'strict'
+    assert main([*arguments, '--out', str(strict), '--query-threshold', '1']) == 0
+    mask = cv2.imread(str(strict / 'maps' / '000000_query_mask.png'), cv2.IMREAD_UNCHANGED)
+    assert (mask == 255).all()
+
+
+def test_vocabulary_of_a_run_words_its_queries(tmp_path, words):
+    speaking, encoder = words
+    cv2.imwrite(str(tmp_path / 'street.png'), paint(96, 64)[..., ::-1])
+    vocabulary = tmp_path / 'vocabulary.yaml'
+    vocabulary.write_text(
+        'schema: owseg_ros/vocabulary\nschema_version: 1\n'
+        "templates: {plain: ['{}'], caption: ['{}']}\n"
+        'entries: [{name: crimson, meaning: [red]}]\n')
+    for extra, found in (([], False), (['--vocabulary', str(vocabulary)], True)):
+        assert main(['run', '--model', speaking, '--text-encoder', encoder, '--source',
+                     str(tmp_path / 'street.png'), '--masks', '--query', 'crimson',
+                     '--out', str(tmp_path / 'out'), *extra]) == 0
+        mask = cv2.imread(
+            str(tmp_path / 'out' / 'maps' / '000000_query_mask.png'), cv2.IMREAD_UNCHANGED)
+        assert (mask[:, :40] == 0).all() == found
+
+
+@pytest.mark.parametrize('query, folder, says', [
+    ('red, red', None, "query 'red': it is asked for twice"),
+    ('red', 'nowhere', 'no text encoder in nowhere; run: owseg text-encoder')])
+def test_queries_that_cannot_be_answered(tmp_path, words, capsys, query, folder, says):
+    speaking, encoder = words
+    assert main(['run', '--source', 'scene', '--model', speaking, '--out', str(tmp_path / 'out'),
+                 '--query', query, '--text-encoder', folder or encoder]) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error and '\n' not in error
+
+
+def test_query_of_a_model_without_words(tmp_path, model, capsys):
+    assert main(['run', '--source', 'scene', '--model', model, '--query', 'red']) == 2
+    assert 'tiny has no region embeddings' in capsys.readouterr().err
+
+
 def test_run_over_a_video_stops_at_the_limit(tmp_path, model):
     writer = VideoWriter(tmp_path / 'clip.mp4', 10, (96, 64))
     for _ in range(6):
@@ -90,7 +157,9 @@ def test_model_that_is_none_is_named(tmp_path, capsys):
 
 
 def test_command_line_mistakes_exit_with_usage(capsys):
-    for arguments in ([], ['run'], ['demo', '--size', 'big'], ['dance']):
+    for arguments in ([], ['run'], ['demo', '--size', 'big'], ['dance'],
+                      ['run', '--source', 'scene', '--query-threshold', '2'],
+                      ['run', '--source', 'scene', '--query-threshold', 'high']):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
@@ -115,6 +184,29 @@ def test_composed_frame_shows_the_four_panels(tmp_path):
     assert picture[low, right, 2] > 100 > picture[low + 35, right, 2]
     with pytest.raises(VideoError, match='does not fit'):
         VideoWriter(tmp_path / 'v.mp4', 5, composer.size).write(image)
+
+
+def test_composed_frame_shows_queries_in_a_third_column():
+    composer = FrameComposer(120, 90, np.zeros((256, 3), np.uint8), [('grass', (0, 200, 0))],
+                             [('cone', (250, 120, 0)), ('dog', (0, 90, 250))])
+    image = np.full((180, 240, 3), 128, np.uint8)
+    mask = np.full((90, 120), 255, np.uint8)
+    mask[:, 60:] = 1
+    score = np.where(mask == 1, 0.9, 0.1).astype(np.float32)
+    ids = np.zeros((90, 120), np.uint8)
+    picture = composer.compose(
+        image, ids, score, ids, 'title',
+        queries=QueryPicture(mask, score, [(250, 120, 0), (0, 90, 250)]))
+    left, right, top, low = 6 + 2 * 126 + 30, 6 + 2 * 126 + 90, 44 + 45, 44 + 96 + 45
+    assert np.ptp(picture[top, left].astype(int)) < 20         # nothing found: faint and grey
+    assert picture[top, right, 2] > picture[top, right, 0] + 100
+    assert picture[low, right].sum() > picture[low, left].sum() + 200
+    # The legend names both, below that of the classes.
+    legend = picture[44 + 2 * 96:]
+    for color in ((0, 200, 0), (250, 120, 0), (0, 90, 250)):
+        assert (legend == color).all(axis=2).any()
+    plain = FrameComposer(120, 90, np.zeros((256, 3), np.uint8), [('grass', (0, 200, 0))])
+    assert plain.size[0] < composer.size[0] and plain.size[1] < composer.size[1]
 
 
 def test_doctor_knows_a_damaged_model_and_speaks_json(tmp_path, model, capsys, monkeypatch):

@@ -13,7 +13,8 @@
 # limitations under the License.
 """Pictures for people: colours are exact, layouts have the size and places they promise."""
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 from owseg_ros import render
 import pytest
@@ -69,6 +70,18 @@ def test_overlay_stretches_maps_without_new_colours():
     color[:, 8:] = (10, 200, 30)
     found = render.overlay(rgb, color, 1.0)
     assert {tuple(value) for value in found.reshape(-1, 3)} == {(0, 0, 0), (10, 200, 30)}
+
+
+def test_query_overlay_colours_what_was_found():
+    rgb = np.full((40, 60, 3), (200, 40, 40), np.uint8)
+    mask = np.full((20, 30), 255, np.uint8)
+    mask[5:15, 4:10], mask[5:15, 20:26], mask[0, 0] = 0, 1, 7
+    found = render.query_overlay(rgb, mask, [(0, 255, 0), (0, 0, 255)]).astype(int)
+    assert found.shape == rgb.shape
+    assert found[20, 14, 1] > found[20, 14, 2] + 100 and found[20, 46, 2] > found[20, 46, 1] + 100
+    assert np.ptp(found[20, 30]) < 10 and np.ptp(found[0, 0]) < 10 and found[20, 30].max() < 100
+    assert (found[10, 10:18] > 200).all()   # outlined in white
+    assert (rgb == (200, 40, 40)).all()
 
 
 @pytest.mark.parametrize('shape', [(30, 60, 3), (200, 50, 3), (77, 131)])
