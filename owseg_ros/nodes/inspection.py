@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 import time
 
@@ -26,7 +27,7 @@ from rclpy.qos import qos_profile_sensor_data, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 TYPES = {'sensor_msgs/msg/Image': Image, 'sensor_msgs/msg/CompressedImage': CompressedImage}
-_OWN_TOPICS = ('/semantic/', '/anomaly/', '/overlay')
+_OWN_TOPICS = ('/semantic/', '/anomaly/', '/query/', '/overlay')
 _DISCOVERY_SECONDS = 3.5
 
 
@@ -74,7 +75,7 @@ def inspect_graph(topic: str | None, seconds: float) -> Graph:
             # One byte in the message; Python delivers it as bytes.
             level = int.from_bytes(status.level, 'little')
             if 'dds' in {pair.key for pair in status.values} or ': camera' in status.name \
-                    or status.name.endswith(': transport'):
+                    or status.name.endswith((': transport', ': language')):
                 statuses[status.name] = NodeStatus(status.name, level, status.message)
 
     with rclpy.init():
@@ -84,7 +85,8 @@ def inspect_graph(topic: str | None, seconds: float) -> Graph:
         node.create_subscription(DiagnosticArray, '/diagnostics', diagnose, 10)
         wanted = node.resolve_topic_name(topic) if topic else None
         images: dict[str, ImageTopic] = {}
-        _spin(executor, _DISCOVERY_SECONDS, lambda: bool(_found(node, wanted)) and bool(statuses))
+        spin_until(executor, _DISCOVERY_SECONDS,
+                   lambda: bool(_found(node, wanted)) and bool(statuses))
         for name, kind in _found(node, wanted):
             infos = node.get_publishers_info_by_topic(name)
             best_effort = any(info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
@@ -94,7 +96,7 @@ def inspect_graph(topic: str | None, seconds: float) -> Graph:
             node.create_subscription(
                 TYPES[kind], name, lambda _, image=image: image.received.append(time.monotonic()),
                 qos_profile_sensor_data)
-        _spin(executor, seconds, lambda: False)
+        spin_until(executor, seconds, lambda: False)
         executor.shutdown(1.0)
         node.destroy_node()
     for image in images.values():
@@ -112,7 +114,10 @@ def _found(node, wanted: str | None) -> list[tuple[str, str]]:
             and (name == wanted if wanted else not any(own in name for own in _OWN_TOPICS))]
 
 
-def _spin(executor: SingleThreadedExecutor, seconds: float, until) -> None:
+def spin_until(executor: SingleThreadedExecutor, seconds: float,
+               until: Callable[[], bool]) -> bool:
+    """Spin for a time, or until a condition holds; return the condition."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not until():
+    while not (reached := until()) and time.monotonic() < end:
         executor.spin_once(timeout_sec=0.05)
+    return reached
