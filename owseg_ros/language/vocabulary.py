@@ -46,6 +46,39 @@ class VocabularyError(OwsegError):
 
 
 @dataclass(frozen=True)
+class Thing:
+    """
+    An entry of a vocabulary; its texts normalised, without repeats.
+
+    name, plural (one text or none) and synonyms ask for the same; kinds are subcategories;
+    meaning replaces name and plural where they mean other things too.
+    """
+
+    name: str
+    plural: tuple[str, ...] = ()
+    synonyms: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    meaning: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> tuple[str, ...]:
+        """Return all texts that ask for the thing."""
+        return tuple(dict.fromkeys((self.name, *self.plural, *self.synonyms)))
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """Return name and plural, or what they mean."""
+        return self.meaning or (self.name, *self.plural)
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Return the texts that stand for the thing."""
+        synonyms = [text for text in self.synonyms
+                    if not self.meaning or text not in (self.name, *self.plural)]
+        return tuple(dict.fromkeys((*self.plain, *synonyms, *self.kinds)))
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """
     Wordings by name, and prompt templates by kind of encoder.
@@ -54,10 +87,12 @@ class Vocabulary:
         are all there, each with the same texts; a subcategory is a wording of the name, but the
         name is none of the subcategory.
     templates: 'plain' and 'caption' -> templates, each with one {} for the wording.
+    things: its entries, in their order.
     """
 
     wordings: Mapping[str, tuple[str, ...]]
     templates: Mapping[str, tuple[str, ...]]
+    things: tuple[Thing, ...] = ()
 
     def expand(self, name: str) -> tuple[str, ...]:
         """Return the wordings of a normalised name; itself where the vocabulary has none."""
@@ -119,30 +154,30 @@ def _read(where: str, data: bytes) -> Vocabulary:
         expected = error.schema.get('description', f'{error.validator} {error.validator_value}')
         raise VocabularyError(f'vocabulary {where}: {place}: expected {expected}')
     templates = {kind: tuple(texts) for kind, texts in content['templates'].items()}
-    return Vocabulary(MappingProxyType(_wordings(where, content['entries'])),
-                      MappingProxyType(templates))
+    things = tuple(_thing(where, entry) for entry in content['entries'])
+    return Vocabulary(MappingProxyType(_wordings(where, things)), MappingProxyType(templates),
+                      things)
 
 
-def _wordings(where: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    def normal(text: str) -> str:
+def _thing(where: str, entry: Mapping[str, Any]) -> Thing:
+    def normal(key: str) -> tuple[str, ...]:
+        texts = entry.get(key, ())
         try:
-            return normalise_text(text)
+            return tuple(map(normalise_text, [texts] if isinstance(texts, str) else texts))
         except TextError as error:
-            raise VocabularyError(f'vocabulary {where}: {text!r}: {error}') from error
+            raise VocabularyError(f'vocabulary {where}: {entry["name"]!r}: {key}: {error}'
+                                  ) from error
 
+    return Thing(normal('name')[0], normal('plural'), normal('synonyms'), normal('kinds'),
+                 normal('meaning'))
+
+
+def _wordings(where: str, things: Sequence[Thing]) -> dict[str, tuple[str, ...]]:
     wordings: dict[str, tuple[str, ...]] = {}
-    for entry in entries:
-        name = normal(entry['name'])
-        plural = [normal(entry['plural'])] if 'plural' in entry else []
-        same = [name, *plural, *map(normal, entry.get('synonyms', ()))]
-        kinds = [normal(text) for text in entry.get('kinds', ())]
-        meaning = [normal(text) for text in entry.get('meaning', ())]
-        # A bare word of several meanings would bring the others in; its meaning replaces it.
-        texts = [*meaning, *(text for text in same if not meaning or text not in (name, *plural))]
-        texts = tuple(dict.fromkeys([*texts, *kinds]))
-        for alias in dict.fromkeys(same):
+    for thing in things:
+        for alias in thing.same:
             if alias in wordings:
                 raise VocabularyError(f'vocabulary {where}: {alias!r} names two entries; leave '
-                                      f'it to one of them (the second is {name!r})')
-            wordings[alias] = texts
+                                      f'it to one of them (the second is {thing.name!r})')
+            wordings[alias] = thing.wordings
     return wordings
