@@ -49,6 +49,7 @@ In words, where the bundle has region embeddings::
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 import os
 import time
 from typing import Any, Optional, Sequence, Union
@@ -58,6 +59,7 @@ from owseg_ros import render
 from owseg_ros.bundle import Bundle, BundleError, ClassInfo, load_bundle, MANIFEST
 from owseg_ros.engine import create_engine, Engine, NetworkOutput
 from owseg_ros.frame import Frame
+from owseg_ros.language.regions import AnomalousRegions
 from owseg_ros.language.scores import LanguageError, PreparedQueries
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.readout import (
@@ -183,8 +185,9 @@ class Segmenter:
         Segment one frame: uint8 [H, W, 3] RGB, or a Frame.
 
         maps: names of the maps to compute, see ALL_MAPS and QUERY_MAPS; the others are None.
-        queries: what the query maps answer, prepared for this bundle; None for nothing. Raises
-        FrameError where the array is no such image, EngineError where the network fails,
+        queries: what the query maps answer, prepared for this bundle; None for nothing. Where
+        the network has text features, anomalous regions answer them too (language.regions).
+        Raises FrameError where the array is no such image, EngineError where the network fails,
         LanguageError where the bundle cannot answer queries, or these.
         """
         return self.segment([frame], maps, queries=queries)[0]
@@ -206,7 +209,9 @@ class Segmenter:
         asked = self._asked(maps, queries)
         if not frames:
             return []
-        output = self.engine.infer(frames, region_embeddings=asked is not None)
+        output = self.engine.infer(
+            frames, region_embeddings=asked is not None,
+            text_features=asked is not None and bool(self.bundle.outputs['text_features']))
         outliers = output.outlier_probabilities
         found = []
         for index, (frame, masks, probabilities) in enumerate(zip(
@@ -216,11 +221,15 @@ class Segmenter:
                 size = (frame.height, frame.width)
             start = time.perf_counter()
             weights = None if asked is None else _query_weights(asked, output, index)
+            score_regions = None
+            if output.text_features is not None:
+                score_regions = partial(
+                    AnomalousRegions(output.text_features[index]).scores, asked)
             result = self._readout(
                 masks, probabilities, self.network_size, size, settings, maps,
                 None if outliers is None else outliers[index], frame.pixels,
                 histories and histories[index], None if stamps is None else stamps[index],
-                weights, None if asked is None else asked.thresholds)
+                weights, None if asked is None else asked.thresholds, score_regions)
             readout_ms = 1e3 * (time.perf_counter() - start)
             found.append(Segmentation(
                 semantic=result.semantic, confidence=result.confidence,

@@ -237,6 +237,31 @@ def test_words_find_their_regions(speaking, ask, width, height):
     assert absent.query_version == 2
 
 
+@pytest.mark.parametrize('maps', [QUERY_MAPS, QUERY_MAPS | ALL_MAPS])
+@pytest.mark.parametrize('width, height', [(96, 64), (288, 192)])
+def test_what_is_of_no_known_class_is_found_by_its_word(speaking, ask, width, height, maps):
+    """No mask of the network claims yellow or white, but anomalous regions have embeddings."""
+    segmenter = Segmenter(speaking, threads=1)
+    frame = paint(width, height, (255, 0, 0), (255, 0, 0))
+    scale = width // 96
+    yellow = np.s_[16 * scale:40 * scale, 16 * scale:32 * scale]
+    white = np.s_[16 * scale:40 * scale, 64 * scale:80 * scale]
+    frame[yellow], frame[white] = (255, 255, 0), (255, 255, 255)
+    result = segmenter(frame, maps, ask('white, yellow, red, cyan'))
+    edge = 3 * scale
+    for window, wanted in ((yellow, 1), (white, 0)):
+        inside = tuple(slice(part.start + edge, part.stop - edge) for part in window)
+        assert (result.query_mask[inside] == wanted).all()
+        assert result.query_score[inside].min() > 0.9
+    assert (result.query_mask[:, 40 * scale:56 * scale] == 2).all()
+    assert not (result.query_mask == 3).any()
+    assert (result.anomaly_mask is None) == (maps == QUERY_MAPS)
+    outputs = {**speaking.outputs, 'text_features': None}
+    blind = Segmenter(replace(speaking, outputs=outputs), threads=1)
+    found = blind(frame, maps, ask('yellow, white, red')).query_mask
+    assert set(np.unique(found)) == {2, 255}
+
+
 def test_thresholds_of_queries(speaking, ask):
     segmenter, frame = Segmenter(speaking, threads=1), paint(96, 64, (255, 0, 0), GREY)
     message = '{"queries": [{"name": "red", "threshold": %s}]}'
@@ -279,14 +304,15 @@ def test_frames_without_queries_cost_no_embeddings(speaking, ask):
     infer, asked = segmenter.engine.infer, []
 
     def spy(frames, **outputs):
-        asked.append(outputs.get('region_embeddings', True))
+        asked.append((outputs.get('region_embeddings', True),
+                      outputs.get('text_features', False)))
         return infer(frames, **outputs)
 
     segmenter.engine.infer = spy
     segmenter(paint(96, 64), ALL_MAPS, ask('red'))
     segmenter(paint(96, 64), QUERY_MAPS)
     segmenter(paint(96, 64), {'query_mask'}, ask('green'))
-    assert asked == [False, False, True]
+    assert asked == [(False, False), (False, False), (True, True)]
 
 
 def test_queries_of_another_model_and_models_without_words(speaking, ask, encoder, folder):

@@ -43,7 +43,8 @@ import cv2
 import numpy as np
 from owseg_ros.readout.hazard_mask import hazard_mask
 from owseg_ros.readout.maps import (
-    ALL_MAPS, check_maps, Maps, NO_QUERY, QUERY_MAPS, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
+    ALL_MAPS, check_maps, Maps, NO_QUERY, QUERY_MAPS, ReadoutSettings, RegionScores, ScoreRegions,
+    UNKNOWN_ID, UNLABELLED_ID)
 from owseg_ros.readout.mask_history import MaskHistory
 from owseg_ros.readout.objects import refine
 from owseg_ros.readout.reference import interpolation_matrix
@@ -258,7 +259,8 @@ class CpuReadout:
                  outlier: Optional[np.ndarray] = None, image: Optional[np.ndarray] = None,
                  history: Optional[MaskHistory] = None, stamp: Optional[float] = None,
                  query_weights: Optional[np.ndarray] = None,
-                 query_thresholds: Optional[np.ndarray] = None) -> Maps:
+                 query_thresholds: Optional[np.ndarray] = None,
+                 score_regions: Optional[ScoreRegions] = None) -> Maps:
         """
         Return the Maps of one frame, freshly allocated; only those that ``maps`` names.
 
@@ -268,27 +270,28 @@ class CpuReadout:
         its edges, see objects.refine; history: what the camera's mask reported before, updated
         by this call, None for a picture by itself; stamp: of the frame, seconds; query_weights:
         float [N, Q], not negative, and query_thresholds: float [Q], of at most 64 queries, None
-        for none. Raises ValueError where shapes disagree, ScoreError where the score needs what
-        is missing. The values must be finite.
+        for none; score_regions: what anomalous regions answer to these, for which the anomaly
+        mask is made although no map shows it. Raises ValueError where shapes disagree,
+        ScoreError where the score needs what is missing. The values must be finite.
         """
         maps = check_maps(maps)
         self._check_shapes(mask_logits, probabilities, network_size, output_size)
         if not maps:
             return Maps()
         size = tuple(output_size)
-        asked, query_maps = maps - QUERY_MAPS, maps & QUERY_MAPS
+        query_maps = maps & QUERY_MAPS
         if not query_maps or query_weights is None:
             query_weights, query_thresholds = probabilities[:, :0], probabilities[0, :0]
         _check_queries(query_weights, query_thresholds, len(mask_logits))
-        scores = [settings.score] if _want_score(settings, maps) else []
-        levels = self._levels(mask_logits, probabilities if asked else probabilities[:, :0],
-                              network_size, scores, outlier, query_weights)
-        query_mask, query_score = self._query_maps(
-            levels.queries, query_thresholds, size, query_maps)
-        if not asked:
-            return Maps(query_mask=query_mask, query_score=query_score)
+        if not query_weights.shape[1]:
+            score_regions = None
         want_ids = 'semantic' in maps
-        want_mask = _want_mask(settings, maps)
+        want_mask = _want_mask(settings, maps) or score_regions is not None
+        scores = [settings.score] if want_mask or 'anomaly_score' in maps else []
+        want_classes = bool(scores or maps - QUERY_MAPS)
+        levels = self._levels(
+            mask_logits, probabilities if want_classes else probabilities[:, :0], network_size,
+            scores, outlier, query_weights)
         road_ids = want_mask and settings.road is not None
         folded = self._fold(levels, size, scores[0] if scores else None, want_ids or road_ids,
                             want_ids or 'confidence' in maps)
@@ -311,6 +314,10 @@ class CpuReadout:
                 ids[mask != 0] = UNKNOWN_ID
         if 'confidence' in maps:
             confidence = cv2.convertScaleAbs(first.best, alpha=255.0)
+        regions = score_regions(mask) if score_regions is not None else ()
+        # Last, because it reuses the buffers of the fold.
+        query_mask, query_score = self._query_maps(
+            levels.queries, query_thresholds, size, query_maps, regions)
         return Maps(semantic=ids, confidence=confidence,
                     anomaly_score=score if 'anomaly_score' in maps else None,
                     anomaly_mask=mask if 'anomaly_mask' in maps else None, road_lost=road_lost,
@@ -501,7 +508,8 @@ class CpuReadout:
         return _Folded(first, plane, score)
 
     def _query_maps(self, levels: np.ndarray, thresholds: np.ndarray, size: tuple[int, int],
-                    maps: frozenset) -> tuple[Optional[np.ndarray], Optional[np.ndarray]]:
+                    maps: frozenset, regions: Sequence[RegionScores] = (),
+                    ) -> tuple[Optional[np.ndarray], Optional[np.ndarray]]:
         """Return query_mask and query_score at output size from L of the queries [Q, H, W]."""
         mask = np.full(size, NO_QUERY, np.uint8) if 'query_mask' in maps else None
         score = np.zeros(size, np.float32) if 'query_score' in maps else None
@@ -521,7 +529,18 @@ class CpuReadout:
                 winning = best if winning is None else np.maximum(winning, best, out=winning)
             if score is not None:
                 np.maximum(score, highest, out=score)
-        return mask, None if score is None else np.minimum(score, 1, out=score)
+        if score is not None:
+            np.minimum(score, 1, out=score)
+        for region in regions:
+            reaching = np.flatnonzero(region.scores >= thresholds)
+            if mask is not None and len(reaching):
+                q = reaching[region.scores[reaching].argmax()]
+                better = region.inside & (winning[region.window] < region.scores[q])
+                mask[region.window][better] = q
+            if score is not None:
+                np.maximum(score[region.window], region.scores.max(), where=region.inside,
+                           out=score[region.window])
+        return mask, score
 
     @staticmethod
     def _fold_queries(scratch: _Scratch, levels, thresholds, size: tuple[int, int], queries,
@@ -600,10 +619,6 @@ def _check_queries(weights: np.ndarray, thresholds: np.ndarray, count: int) -> N
 
 def _want_mask(settings: ReadoutSettings, maps: frozenset) -> bool:
     return 'anomaly_mask' in maps or ('semantic' in maps and settings.mark_unknown)
-
-
-def _want_score(settings: ReadoutSettings, maps: frozenset) -> bool:
-    return 'anomaly_score' in maps or _want_mask(settings, maps)
 
 
 _LOCAL = threading.local()

@@ -22,7 +22,7 @@ are the queries, 255 is a pixel where none of them reaches its threshold.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Callable, Optional, Sequence
 
 import numpy as np
 from owseg_ros.bundle import UNKNOWN_ID, UNLABELLED_ID
@@ -33,7 +33,7 @@ from owseg_ros.readout.scores import AnomalyScore, Rba
 
 __all__ = [
     'ALL_MAPS', 'check_maps', 'Maps', 'NO_QUERY', 'OUTPUT_SIZES', 'QUERY_MAPS', 'ReadoutSettings',
-    'UNKNOWN_ID', 'UNLABELLED_ID']
+    'RegionScores', 'ScoreRegions', 'UNKNOWN_ID', 'UNLABELLED_ID']
 
 ALL_MAPS = frozenset({'semantic', 'confidence', 'anomaly_score', 'anomaly_mask'})
 QUERY_MAPS = frozenset({'query_mask', 'query_score'})
@@ -129,6 +129,24 @@ class Maps:
     query_mask: Optional[np.ndarray] = None
     query_score: Optional[np.ndarray] = None
     query_version: Optional[int] = None
+
+
+@dataclass(frozen=True, eq=False)
+class RegionScores:
+    """
+    What a region beside the network's masks answers to queries.
+
+    window: (rows, columns), slices of [H, W]; inside: bool of the window; scores: float32 [Q] in
+    0..1, which the region's pixels have where L_q is lower.
+    """
+
+    window: tuple[slice, slice]
+    inside: np.ndarray
+    scores: np.ndarray
+
+
+# From the anomaly mask, uint8 [H, W], to regions that do not overlap.
+ScoreRegions = Callable[[np.ndarray], Sequence[RegionScores]]
 
 
 def check_maps(maps) -> frozenset:

@@ -32,7 +32,7 @@ from typing import Optional
 import numpy as np
 from owseg_ros.bundle import ClassStatistics
 from owseg_ros.readout.maps import (
-    ALL_MAPS, check_maps, Maps, NO_QUERY, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
+    ALL_MAPS, check_maps, Maps, NO_QUERY, ReadoutSettings, ScoreRegions, UNKNOWN_ID, UNLABELLED_ID)
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -239,12 +239,14 @@ def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
 def read_out(mask_logits: np.ndarray, probabilities: np.ndarray, network_size: tuple[int, int],
              output_size: tuple[int, int], settings: ReadoutSettings, maps=ALL_MAPS,
              outlier: Optional[np.ndarray] = None, query_weights: Optional[np.ndarray] = None,
-             query_thresholds: Optional[np.ndarray] = None) -> Maps:
+             query_thresholds: Optional[np.ndarray] = None,
+             score_regions: Optional[ScoreRegions] = None) -> Maps:
     """
     Return the Maps of one frame, computed by the functions above one after the other.
 
     mask_logits: [N, h, w]; probabilities: [N, K]; sizes are (height, width); outlier: [N];
-    query_weights: [N, Q] with their thresholds [Q], None for no queries.
+    query_weights: [N, Q] with their thresholds [Q], None for no queries; score_regions: raises
+    L_q inside anomalous regions.
     Objects, hysteresis and the road have no second implementation here: raises ValueError for
     settings with one of them.
     """
@@ -267,6 +269,10 @@ def read_out(mask_logits: np.ndarray, probabilities: np.ndarray, network_size: t
     if query_weights is None:
         query_weights, query_thresholds = probabilities[:, :0], np.empty(0)
     scores = class_scores(mask_logits, query_weights, network_size, output_size)
+    for region in score_regions(mask) if score_regions and len(scores) else ():
+        inside = np.zeros(mask.shape, bool)
+        inside[region.window] = region.inside
+        scores = np.where(inside, np.maximum(scores, region.scores[:, None, None]), scores)
     found |= {'query_mask': query_mask(scores, query_thresholds),
               'query_score': query_score(scores)}
     return Maps(**{name: value for name, value in found.items() if name in maps})

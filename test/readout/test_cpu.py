@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import numpy as np
 from owseg_ros.readout import cpu, CpuReadout, read_out, reference
 from owseg_ros.readout.cpu import SCORE_TOLERANCES, TOLERANCE
-from owseg_ros.readout.maps import ALL_MAPS, QUERY_MAPS, ReadoutSettings
+from owseg_ros.readout.maps import ALL_MAPS, QUERY_MAPS, ReadoutSettings, RegionScores
 import pytest
 
 ROUNDING = 2e-5
@@ -433,3 +433,80 @@ def test_refuses_queries_of_other_shapes(weights, thresholds):
         CpuReadout()(*network(1, 6, 3, 4, 4, 6.0), (16, 16), (16, 16), SETTINGS, QUERY_MAPS,
                      query_weights=np.zeros(weights, np.float32),
                      query_thresholds=np.zeros(thresholds, np.float32))
+
+
+# Anomalous regions that answer queries
+
+
+def quarters(scores):
+    """Return a function that gives the quarters of a mask, where it is set, such scores."""
+    def score_regions(mask):
+        middle_y, middle_x = mask.shape[0] // 2, mask.shape[1] // 2
+        windows = [np.s_[y, x] for y in (slice(0, middle_y), slice(middle_y, None))
+                   for x in (slice(0, middle_x), slice(middle_x, None))]
+        return [RegionScores(window, mask[window] != 0, row)
+                for window, row in zip(windows, scores)]
+    return score_regions
+
+
+@given(tasks(), st.integers(0, 2 ** 32 - 1), st.integers(1, 5), st.sampled_from([1, 3]),
+       st.sampled_from([{'query_mask'}, {'query_score'}, QUERY_MAPS, QUERY_MAPS | ALL_MAPS]))
+@settings(max_examples=60, deadline=None)
+def test_regions_raise_the_scores_inside_them(task, seed, count, threads, maps):
+    weights, thresholds = query_weights(seed, len(task[0]), count)
+    scores = np.random.default_rng(seed).random((4, count)).astype(np.float32)
+    queries = {'query_weights': weights, 'query_thresholds': thresholds,
+               'score_regions': quarters(scores)}
+    # An edge of the anomaly mask may lie elsewhere by a pixel; compare with the mask itself.
+    chosen = ReadoutSettings(0.5)
+    found = CpuReadout(0, threads)(*task, chosen, maps, **queries)
+    expected = reference.read_out(*task, chosen, QUERY_MAPS | {'anomaly_mask'}, **queries)
+    mask = CpuReadout(0, threads)(*task, chosen, {'anomaly_mask'}).anomaly_mask
+    same = mask == expected.anomaly_mask
+    assert same.mean() > 0.9
+    assert (found.anomaly_mask is None) == ('anomaly_mask' not in maps)
+    if 'query_score' in maps:
+        np.testing.assert_allclose(found.query_score[same], expected.query_score[same], atol=1e-4)
+    if 'query_mask' in maps:
+        agree = found.query_mask[same] == expected.query_mask[same]
+        assert agree.mean() > 0.95
+
+
+def test_only_the_anomalous_part_of_a_region_and_only_what_reaches():
+    """Left half known and of query 0, right half anomalous; the region answers query 1."""
+    masks = np.full((1, 4, 4), -40, np.float32)
+    masks[:, :, :2] = 40
+
+    def run(scores, thresholds, maps=QUERY_MAPS):
+        return CpuReadout()(
+            masks, np.ones((1, 1), np.float32), (16, 16), (16, 16), ReadoutSettings(0.5), maps,
+            query_weights=np.array([[0.9, 0.0]], np.float32),
+            query_thresholds=np.array(thresholds, np.float32),
+            score_regions=lambda mask: [RegionScores(
+                np.s_[:, 4:], mask[:, 4:] != 0, np.array(scores, np.float32))])
+
+    found = run([0.1, 0.8], [0.5, 0.5])
+    assert (found.query_mask[:, :6] == 0).all() and (found.query_mask[:, 10:] == 1).all()
+    np.testing.assert_allclose(found.query_score[:, :6], 0.9, atol=0.01)
+    np.testing.assert_allclose(found.query_score[:, 10:], 0.8, atol=1e-6)
+    below = run([0.1, 0.8], [0.5, 0.85])
+    assert (below.query_mask[:, 10:] == 255).all()
+    np.testing.assert_allclose(below.query_score[:, 10:], 0.8, atol=1e-6)
+    second = run([0.6, 0.8], [0.5, 0.85])
+    assert (second.query_mask[:, 10:] == 0).all()
+
+
+def test_regions_are_not_asked_without_queries():
+    def fail(mask):
+        raise AssertionError
+
+    task = (*network(1, 6, 3, 16, 20, 6.0), (64, 80), (30, 50), SETTINGS)
+    weights, thresholds = query_weights(3, 6, 2)
+    assert CpuReadout()(*task, QUERY_MAPS, score_regions=fail).query_mask is not None
+    CpuReadout()(*task, QUERY_MAPS, query_weights=weights[:, :0], query_thresholds=thresholds[:0],
+                 score_regions=fail)
+    CpuReadout()(*task, ALL_MAPS, query_weights=weights, query_thresholds=thresholds,
+                 score_regions=fail)
+    with pytest.raises(AssertionError):
+        CpuReadout()(*task, QUERY_MAPS, query_weights=weights, query_thresholds=thresholds,
+                     score_regions=fail)
