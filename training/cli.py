@@ -128,7 +128,7 @@ def _export(options: argparse.Namespace) -> None:
         options.run, options.out, data=options.data, frames=options.check_frames,
         before=options.before, size=options.size, batch=options.batch,
         precision=options.precision, calibration_frames=options.calibration_frames,
-        int8_runtime=options.int8_runtime)
+        int8_runtime=options.int8_runtime, text_encoder=options.text_encoder)
     print(tensorrt_support.check(bundle.network).text())
     print(f'wrote {bundle.path}: network {bundle.network_sha256[:12]}, '
           f'anomaly threshold {bundle.anomaly.threshold:.3f} '
@@ -436,6 +436,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help='int8: frames for the ranges of activations')
     export.add_argument('--int8-runtime', choices=('onnxruntime', 'tensorrt'),
                         default='onnxruntime', help='int8: whose rules to follow')
+    export.add_argument('--text-encoder', default='',
+                        help='with region embeddings: folder of the encoder they learned from '
+                             '(default: the installed one, owseg text-encoder)')
     export.add_argument('--before', type=Path,
                         help='bundle before outlier supervision, for the model card')
     export.set_defaults(run_command=_export)

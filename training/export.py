@@ -27,10 +27,13 @@ import onnx
 import onnxruntime
 from owseg_ros.bundle import Bundle, load_bundle, write_bundle
 from owseg_ros.errors import OwsegError
+from owseg_ros.language import TextEncoder
+from owseg_ros.language.installed import open_text_encoder
 from owseg_ros.readout.scores import SCORES
 from owseg_ros.segmenter import Segmenter
 from owseg_training import model_card, quantize, tensorrt_support
 from owseg_training.calibrate import calibrate, DEFAULT_POINT, street_frames
+from owseg_training.class_texts import class_wordings, TEXT_SPACE
 from owseg_training.closed_set import load_network
 from owseg_training.config import Config
 from owseg_training.data.datasets import (
@@ -39,14 +42,19 @@ from owseg_training.data.stream import MEAN, normalize, STD
 from owseg_training.evaluate.baseline_scores import score_of
 from owseg_training.evaluate.bundle_figures import (
     anomaly_pixels, evaluate_anomaly, evaluate_closed_set)
+from owseg_training.evaluate.language import LanguageReader
 from owseg_training.history import stages_of
+from owseg_training.language import choose_threshold, language_section
 from owseg_training.network import MaskClassifier
+from owseg_training.network.frozen_clip import FROZEN_CLIP
 import torch
 from torch import nn
 from torch.nn import functional
 
 OPSET = 18
 OUTPUTS = ('mask_logits', 'class_logits', 'pixel_features')
+LANGUAGE_OUTPUTS = ('region_embeddings', 'text_features')
+FROZEN = 'frozen_region_embeddings'
 TOLERANCE = 1e-4
 # Labelled sets that give the figures of a network with their classes, the first one its threshold.
 FIGURE_SETS = ('camvid', 'cityscapes', 'idd', 'comma10k')
@@ -57,17 +65,32 @@ class ExportError(OwsegError, RuntimeError):
 
 
 class ExportedNetwork(nn.Module):
-    """The network as the robot runs it: image to mask logits, class logits, pixel features."""
+    """
+    The network as the robot runs it: image to mask logits, class logits, pixel features.
+
+    With a region head also to embeddings and text features. outputs: their names, in order.
+    """
 
     def __init__(self, network: MaskClassifier) -> None:
         super().__init__()
         self.network = network.eval()
+        self.outputs = OUTPUTS
+        if network.region_head is not None:
+            self.outputs += LANGUAGE_OUTPUTS
+            if network.config.region_head == FROZEN_CLIP:
+                self.outputs += (FROZEN,)
         self.eval()
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (mask_logits, class_logits, pixel_features), see Prediction."""
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what `outputs` names, see Prediction and RegionEmbeddings."""
         prediction = self.network(image)
-        return prediction.mask_logits, prediction.class_logits, prediction.pixel_features
+        found = [prediction.mask_logits, prediction.class_logits, prediction.pixel_features]
+        embeddings = prediction.embeddings
+        if embeddings is not None:
+            found += [embeddings.regions, embeddings.text_features]
+        if FROZEN in self.outputs:
+            found.append(embeddings.frozen)
+        return tuple(found)
 
 
 def export_onnx(network: MaskClassifier, path: str | Path, size: tuple[int, int],
@@ -86,9 +109,10 @@ def export_onnx(network: MaskClassifier, path: str | Path, size: tuple[int, int]
     # A batch of two, because the exporter specialises a dimension whose example is one.
     example = torch.zeros(batch or 2, 3, height, width)
     shapes = None if batch else {'image': {0: torch.export.Dim('batch', min=1, max=64)}}
+    exported = ExportedNetwork(network)
     torch.onnx.export(
-        ExportedNetwork(network), (example,), str(path), input_names=['image'],
-        output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True, external_data=False,
+        exported, (example,), str(path), input_names=['image'],
+        output_names=list(exported.outputs), opset_version=OPSET, dynamo=True, external_data=False,
         dynamic_shapes=shapes, verbose=False)
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -103,7 +127,7 @@ def parity(network: MaskClassifier, path: str | Path, images: Sequence[torch.Ten
     """
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     exported = ExportedNetwork(network)
-    worst = dict.fromkeys(OUTPUTS, 0.0)
+    worst = dict.fromkeys(exported.outputs, 0.0)
     if batch:
         padded = [images[i % len(images)] for i in range(-(-len(images) // batch) * batch)]
         batches = [torch.stack(padded[i:i + batch]) for i in range(0, len(padded), batch)]
@@ -114,8 +138,8 @@ def parity(network: MaskClassifier, path: str | Path, images: Sequence[torch.Ten
     for inputs in batches:
         with torch.inference_mode():
             expected = exported(inputs)
-        actual = session.run(list(OUTPUTS), {'image': inputs.numpy()})
-        for name, a, b in zip(OUTPUTS, expected, actual):
+        actual = session.run(list(exported.outputs), {'image': inputs.numpy()})
+        for name, a, b in zip(exported.outputs, expected, actual):
             a = a.numpy()
             error = np.abs(a - b) / np.maximum(1, np.abs(a))
             worst[name] = max(worst[name], float(error.max()))
@@ -252,7 +276,7 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
                   frames: int = 4, before: str | Path | None = None,
                   size: tuple[int, int] | None = None, batch: int | None = None,
                   precision: str = 'fp32', calibration_frames: int = 32,
-                  int8_runtime: str = 'onnxruntime') -> Bundle:
+                  int8_runtime: str = 'onnxruntime', text_encoder: str = '') -> Bundle:
     """
     Make a bundle of a trained or converted run: export, check, calibrate, measure, model card.
 
@@ -264,8 +288,11 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
     precision: fp32, fp16 or int8 (see quantize); calibration_frames: pictures for the ranges of
     int8, int8_runtime: onnxruntime or tensorrt.  A bundle of less precision also states the
     figures of fp32 and how far it is from it.
-    Raises ExportError when ONNX differs from torch or the size does not fit, DataError when the
-    classes are not known.
+    text_encoder: folder of the encoder that a network with region embeddings learned from, '' for
+    the installed one.
+    Raises ExportError when ONNX differs from torch or the size does not fit, or the encoder is
+    not of the network's text space; DataError when the classes are not known; TextEncoderError
+    when there is no encoder.
     """
     run, out = Path(run), Path(out)
     if precision not in quantize.PRECISIONS:
@@ -276,6 +303,9 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
     size = tuple(size or config.data.size)
     classes = read_classes(run, network.num_classes, data)
     there = find_data([c.name for c in classes], data)
+    encoder = None
+    if network.region_head is not None:
+        encoder = _open_encoder(run, text_encoder)
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder) / 'fp32.onnx'
         export_onnx(network, onnx_path, size, batch)
@@ -287,6 +317,8 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
                               f'{TOLERANCE}')
         stages = [model_card.Stage(*stage) for stage in stages_of(run)]
         manifest = _manifest(network, config, classes, size, stages)
+        if encoder is not None:
+            manifest |= {'language': _language(network, encoder, classes)}
         provenance, figures = manifest['provenance'], manifest['figures']
         figures |= {'onnx_parity': difference, 'onnx_parity_frames': f'{len(images)} of {source}'}
         card = Path(folder) / 'MODEL_CARD.md'
@@ -313,6 +345,11 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
         manifest['anomaly'] |= measured_points.manifest() | measured_points.operating_point(
             manifest['anomaly']['score'], manifest['anomaly']['objects'], DEFAULT_POINT)
         segmenter = Segmenter(write_bundle(measured, manifest, files))
+        if encoder is not None and there.closed:
+            language = manifest['language']
+            language['threshold'], language['operating_point'] = choose_threshold(
+                LanguageReader(segmenter, encoder), there.closed[0])
+            segmenter = Segmenter(write_bundle(measured, manifest, files))
         figures |= measure(segmenter, there)
         if before is not None:
             earlier = load_bundle(before).figures
@@ -324,6 +361,28 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
             manifest, stages, [(found.key, _title(found)) for found in there.closed]))
         write_bundle(out, manifest, files)
     return load_bundle(out)
+
+
+def _open_encoder(run: Path, folder: str) -> TextEncoder:
+    encoder = open_text_encoder(folder)
+    space = (run / TEXT_SPACE).read_text().strip()
+    if encoder.space != space:
+        raise ExportError(f'{run} embeds its regions in the text space {space}, and the text '
+                          f'encoder is of {encoder.space}; give the encoder of that space')
+    return encoder
+
+
+def _language(network: MaskClassifier, encoder: TextEncoder,
+              classes: Sequence[ClassSpec]) -> dict[str, Any]:
+    """Return the manifest's section language, its threshold not chosen yet."""
+    head = network.region_head
+    section = language_section(encoder, [c.name for c in classes], 1 / head.scale.item())
+    if network.config.region_head == FROZEN_CLIP:
+        section['ensemble'] = {
+            'seen': head.seen_share, 'unseen': head.unseen_share,
+            'seen_names': sorted({text for group in class_wordings([c.name for c in classes])
+                                  for text in group})}
+    return section
 
 
 def _quantise(precision: str, source: Path, target: Path, data: Data, size: tuple[int, int],
@@ -349,9 +408,10 @@ _STARTED_FROM = ('MobileNetV2 1.0 trained on ImageNet, ONNX Model Zoo mobilenetv
 _CONVERTED = 'a checkpoint from outside (owseg-train convert); see its own source'
 
 
-def _score(config: Config) -> str:
+def _score(stages: Sequence[model_card.Stage]) -> str:
     """Name the score that the network is read with: its loss's, where the readout has it."""
-    wanted = score_of(config.outliers.loss) if config.stage == 'outliers' else 'rba'
+    outliers = model_card.outlier_stage(stages)
+    wanted = score_of(outliers.config.outliers.loss) if outliers else 'rba'
     return wanted if wanted in SCORES else 'rba'
 
 
@@ -363,7 +423,9 @@ def _manifest(network: MaskClassifier, config: Config, classes: Sequence[ClassSp
     shape = config.network
     ours = bool(stages)
     outliers = ('; outliers: cut-outs from COCO (CC BY, CC BY-SA) and DAVIS'
-                if config.stage == 'outliers' else '')
+                if model_card.outlier_stage(stages) else '')
+    if shape.region_head != 'none' and ours:
+        outliers += '; words for their classes and objects (training/data/words.yaml)'
     return {
         'name': config.name,
         'version': '0.1.0',
@@ -378,10 +440,10 @@ def _manifest(network: MaskClassifier, config: Config, classes: Sequence[ClassSp
             **({'outlier_class': True} if shape.outlier_class else {}),
             'input': {'name': 'image', 'width': width, 'height': height, 'mean': list(MEAN),
                       'std': list(STD)},
-            'outputs': {'mask_logits': 'mask_logits', 'class_logits': 'class_logits',
-                        'region_embeddings': None, 'pixel_features': 'pixel_features'},
+            'outputs': {**{name: name for name in ExportedNetwork(network).outputs},
+                        **({} if network.region_head else {'region_embeddings': None})},
         },
-        'anomaly': {'score': _score(config), 'threshold': 0.5,
+        'anomaly': {'score': _score(stages), 'threshold': 0.5,
                     'operating_point': 'not calibrated yet', 'min_area': 64,
                     # Published scores are read as they were published.
                     'objects': ours,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from owseg_ros.language import default_vocabulary, TextEncoder
+from owseg_training.class_texts import TEXT_SPACE
 from owseg_training.closed_set import ClosedSetTraining, load_network
 from owseg_training.config import Config, ConfigError
 from owseg_training.data.cutouts import CutoutSet
@@ -81,7 +82,7 @@ class GroundingTraining(ClosedSetTraining):
         super().__init__(config, folder, device)
         if self.processes.first:
             record_start(start, self.folder)
-            (self.folder / 'text_space.txt').write_text(f'{encoder.space}\n')
+            (self.folder / TEXT_SPACE).write_text(f'{encoder.space}\n')
 
     def _make_network(self, num_classes: int) -> MaskClassifier:
         network = self._start

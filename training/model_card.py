@@ -24,6 +24,7 @@ from owseg_training.config import Config
 _COMMANDS = {
     'closed_set': 'owseg-train closed-set --config {name} --pretrained <backbone weights>',
     'outliers': 'owseg-train outliers --config {name}_outliers --start <run> --out <run>',
+    'grounding': 'owseg-train grounding --config {name}_grounding --start <run> --out <run>',
 }
 
 
@@ -33,6 +34,11 @@ class Stage:
 
     config: Config
     log: Sequence[dict[str, Any]]
+
+
+def outlier_stage(stages: Sequence[Stage]) -> Stage | None:
+    """Return the stage of outlier supervision, None where there was none."""
+    return next((stage for stage in stages if stage.config.stage == 'outliers'), None)
 
 
 def _curve(log: Sequence[dict[str, Any]]) -> str:
@@ -57,8 +63,26 @@ def _stage(stage: Stage) -> str:
                  f'probability {outliers.probability:g}, ')
         text += (f'squared hinge with alpha {outliers.alpha:g} (RbA eq 6).'
                  if outliers.loss == 'squared_hinge' else f'loss {outliers.loss}.')
+    if config.stage == 'grounding':
+        grounding = config.grounding
+        return (f'{text} Only {", ".join(grounding.trainable)} learns; words are kept with '
+                f'probability {grounding.keep:g}.\nLosses smoothed.\n\n{_losses(stage.log)}')
     return (f'{text}\nLoss smoothed; mIoU of the averaged weights on the first CamVid val frames.'
             f'\n\n{_curve(stage.log)}')
+
+
+def _losses(log: Sequence[dict[str, Any]], rows: int = 8) -> str:
+    """Return a table of a stage's losses at some of its steps."""
+    names = [name for name in log[0] if name != 'step']
+    means: dict[str, float] = {}
+    table = [f'| step | {" | ".join(names)} |', '|' + '---|' * (1 + len(names))]
+    for index, entry in enumerate(log):
+        for name in names:
+            means[name] = 0.9 * means.get(name, entry[name]) + 0.1 * entry[name]
+        if (index + 1) % max(1, len(log) // rows) == 0:
+            table.append(f'| {entry["step"]} | '
+                         + ' | '.join(f'{means[name]:.3f}' for name in names) + ' |')
+    return '\n'.join(table)
 
 
 def _anomaly_row(name: str, road: dict[str, Any]) -> str:
@@ -138,7 +162,7 @@ def _limits(stages: Sequence[Stage]) -> str:
         return ('- Converted from a checkpoint from outside: what it was trained on, and under '
                 f'which licence, its own\n  source says. {alone}')
     seen = ('It has seen pasted objects as outliers, none of them from RoadAnomaly or from the '
-            'hazards of the\n  procedural street.' if stages[-1].config.stage == 'outliers'
+            'hazards of the\n  procedural street.' if outlier_stage(stages)
             else 'It has not seen outliers in training.')
     return f'- {seen} {alone}{_CAMVID}'
 

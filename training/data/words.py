@@ -62,6 +62,11 @@ def held_out_words() -> frozenset[str]:
     return _tables()[1]
 
 
+def concepts() -> tuple[Concept, ...]:
+    """Return all concepts of the table, in its order."""
+    return tuple(dict.fromkeys(_tables()[0].values()))
+
+
 def concept_of(label: str) -> Concept:
     """Return the concept of a class or an object; its own name where the table has none."""
     name = label.casefold().replace('_', ' ')
