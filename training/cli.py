@@ -214,6 +214,23 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(json.dumps(plain(report), indent=2) if options.json else markdown(report))
 
 
+def _evaluate_language(options: argparse.Namespace) -> None:
+    from owseg_ros.language.installed import open_text_encoder
+    from owseg_training.data.datasets import open_data_set
+    from owseg_training.evaluate.language_report import (
+        evaluate_queries, markdown, write_report)
+
+    wanted = options.data_set or [('camvid', 'val', None), ('camseq01', None, None),
+                                  ('idd_lite', 'val', None)]
+    report = evaluate_queries(
+        options.bundle, open_text_encoder(options.text_encoder),
+        [open_data_set(name, split, root or options.data) for name, split, root in wanted],
+        options.novel, options.every)
+    if options.out is not None:
+        write_report(report, options.out)
+    print(markdown(report))
+
+
 class _DataSetOption(argparse.Action):
     """Collect --data-set NAME[:split], each with the --root that follows it."""
 
@@ -260,6 +277,23 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
     evaluate.add_argument('--providers', default='cpu', help='of ONNX Runtime: cuda,cpu')
     evaluate.add_argument('--threads', type=int, default=0, help='0: one a core')
     evaluate.set_defaults(run_command=_evaluate)
+
+
+def _add_evaluate_language(stages: argparse._SubParsersAction) -> None:
+    stage = stages.add_parser('evaluate-language', help='figures of queries in words')
+    stage.add_argument('bundle', type=Path, help='folder of a bundle with region embeddings')
+    stage.add_argument('--text-encoder', default='',
+                       help='folder (default: the installed one, owseg text-encoder)')
+    stage.add_argument('--data-set', action=_DataSetOption, metavar='NAME[:SPLIT]',
+                       help='repeatable; default: camvid:val, camseq01 and idd_lite:val')
+    stage.add_argument('--root', action=_DataSetOption, dest='data_set', metavar='PATH',
+                       help='where the data set named before lies')
+    stage.add_argument('--data', help='folder of all data sets')
+    stage.add_argument('--novel', type=_names, default=(), metavar='CLASSES',
+                       help='classes hidden from training, whose means are given apart')
+    stage.add_argument('--every', type=int, default=1, help='measure on each n-th frame')
+    stage.add_argument('--out', type=Path, help='folder for language.md and language.json')
+    stage.set_defaults(run_command=_evaluate_language)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -446,6 +480,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_text_encoder(stages)
     _add_calibrate(stages)
     _add_evaluate(stages)
+    _add_evaluate_language(stages)
     add_analyse(stages)
 
     convert = stages.add_parser('convert', help='take over a checkpoint from outside')
