@@ -33,7 +33,7 @@ from owseg_ros.bundle import load_bundle
 from owseg_ros.engine import create_engine
 from owseg_ros.frame import Frame
 from owseg_ros.readout import cpu, reference
-from owseg_ros.readout.maps import ReadoutSettings
+from owseg_ros.readout.maps import ALL_MAPS, QUERY_MAPS, ReadoutSettings
 
 
 def imitate(kind: str, count: int, classes: int, size: tuple[int, int], seed: int = 0):
@@ -72,6 +72,12 @@ def network_outputs(arguments, network: tuple[int, int]):
     for kind in ('crisp', 'soft', 'dense'):
         yield kind, *imitate(kind, arguments.queries, arguments.classes,
                              (network[0] // 4, network[1] // 4))
+
+
+def query_weights(probabilities: np.ndarray, count: int) -> np.ndarray:
+    """Return weights [N, Q]: each query means one class, as a synonym does."""
+    columns = np.arange(count) % probabilities.shape[1]
+    return np.ascontiguousarray(probabilities[:, columns], np.float32)
 
 
 def best_of(call, repeats: int) -> float:
@@ -118,6 +124,12 @@ def main():
                 best_of(lambda: readout(*task, maps=maps), arguments.repeats), 2)
         row['scores_ms'] = round(best_of(
             lambda: readout.scores(masks, probabilities, network), arguments.repeats), 2)
+        for count in (2, 8, 64):
+            queries = {'query_weights': query_weights(probabilities, count),
+                       'query_thresholds': np.full(count, 0.5, np.float32)}
+            for name, maps in (('only', QUERY_MAPS), ('and_all', QUERY_MAPS | ALL_MAPS)):
+                row[f'{count}_queries_{name}_ms'] = round(
+                    best_of(lambda: readout(*task, maps=maps, **queries), arguments.repeats), 2)
         print(json.dumps(row))
 
 
