@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from owseg_training.config import Config, ConfigError
 from owseg_training.data.cutouts import CutoutSet
 from owseg_training.data.datasets import COCO_ROAD_CATEGORIES, open_cutouts
 from owseg_training.data.grounding_stream import GroundingStream, stream_labels
-from owseg_training.data.words import held_out_words, WordTable
+from owseg_training.data.words import concept_of, held_out_words, WordTable
 from owseg_training.grounding_losses import GroundingCriterion
 from owseg_training.history import record_start
 from owseg_training.network import MaskClassifier
@@ -48,12 +49,19 @@ def word_embeddings(encoder: TextEncoder, words: list[str]) -> torch.Tensor:
     return torch.from_numpy(mean.astype(np.float32))
 
 
-def absent_words(table: WordTable) -> list[str]:
-    """Return words of the vocabulary that are neither learned from nor held out."""
+def absent_words(table: WordTable, hidden: Sequence[str] = ()) -> list[str]:
+    """
+    Return words of the vocabulary that are neither learned from nor held out.
+
+    hidden: names of classes that pictures show without a label; their words are not absent.
+    """
+    vocabulary = default_vocabulary()
     known = held_out_words().union(table.words)
-    return sorted(word for word in {
-        wording for group in default_vocabulary().wordings.values() for wording in group}
-        if word not in known)
+    for name in hidden:
+        for word in concept_of(name).words:
+            known = known.union((word,), vocabulary.expand(word))
+    return sorted({wording for group in vocabulary.wordings.values() for wording in group
+                   if wording not in known})
 
 
 class GroundingTraining(ClosedSetTraining):
@@ -105,7 +113,8 @@ class GroundingTraining(ClosedSetTraining):
     def _make_criterion(self, num_classes: int) -> nn.Module:
         self.table = WordTable(self._labels)
         words = word_embeddings(self.encoder, list(self.table.words))
-        absent = word_embeddings(self.encoder, absent_words(self.table))
+        absent = word_embeddings(
+            self.encoder, absent_words(self.table, self.config.data.hidden))
         with_masks = any(
             parameter.requires_grad for name, parameter in self.network.named_parameters()
             if not name.startswith('region_head.'))
