@@ -31,6 +31,7 @@ from owseg_ros.frame import Frame
 from owseg_ros.language import (
     default_vocabulary, NO_EXPANSION, PreparedQueries, QueryScorer, QuerySet, TextEncoder,
     Vocabulary)
+from owseg_ros.language.regions import AnomalousRegions, Region
 from owseg_ros.readout import CpuReadout
 from owseg_ros.segmenter import Segmenter
 from owseg_training.data.datasets import DataSet, read_image
@@ -61,9 +62,24 @@ def softmax_weights(prepared: PreparedQueries, embeddings: np.ndarray,
     return (weights * objectness[:, None] ** language.objectness).astype(np.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """
+    What the network said about a frame, of which scores of size (height, width) are wanted.
+
+    regions: the anomalous ones, and their embeddings float32 [R, D], where the network has text
+    features.
+    """
+
+    output: NetworkOutput
+    size: tuple[int, int]
+    regions: Sequence[Region] = ()
+    embeddings: np.ndarray | None = None
+
+
 class LanguageReader:
     """
-    Reads scores of queries out of a bundle's network, at any size.
+    Reads scores of queries out of a bundle's network, as the robot would publish them.
 
     segmenter: of a bundle with region embeddings; encoder: of its text space.
     Raises LanguageError where bundle and encoder do not go together.
@@ -75,21 +91,38 @@ class LanguageReader:
         self.scorer = QueryScorer(segmenter.bundle.language, encoder)
         self._readout = CpuReadout()
 
-    def infer(self, image: np.ndarray) -> NetworkOutput:
-        """Run the network on RGB uint8 [H, W, 3]."""
-        return self.segmenter.engine.infer([Frame(image)])
+    def see(self, image: np.ndarray, size: tuple[int, int]) -> Seen:
+        """
+        Run the network on RGB uint8 [H, W, 3] and find what is anomalous.
+
+        size: (height, width) of the scores to come.
+        """
+        segmenter = self.segmenter
+        frame = Frame(image)
+        dense = bool(segmenter.bundle.outputs.get('text_features'))
+        output = segmenter.engine.infer([frame], text_features=dense)
+        if not dense:
+            return Seen(output, size)
+        outlier = output.outlier_probabilities
+        mask = self._readout(
+            output.mask_logits[0], output.class_probabilities[0], segmenter.network_size, size,
+            segmenter.settings, frozenset({'anomaly_mask'}),
+            None if outlier is None else outlier[0], frame.pixels).anomaly_mask
+        return Seen(output, size, *AnomalousRegions(output.text_features[0]).find(mask))
 
     def prepare(self, queries: QuerySet) -> PreparedQueries:
         """Prepare a set of queries."""
         return self.scorer.prepare(queries)
 
-    def scores(self, output: NetworkOutput, prepared: PreparedQueries, size: tuple[int, int],
+    def scores(self, seen: Seen, prepared: PreparedQueries,
                rule: str = 'calibrated') -> np.ndarray:
         """
-        Return scores of the queries, float32 [Q, *size], 0..1.
+        Return scores of the queries, float32 [Q, H, W], 0..1.
 
-        rule: calibrated, as on the robot, or softmax (softmax_weights).
+        rule: calibrated, as on the robot, where anomalous regions answer too, or softmax
+        (softmax_weights).
         """
+        output = seen.output
         embeddings = output.region_embeddings[0]
         objectness = 1 - output.no_object_probabilities[0]
         if rule == 'softmax':
@@ -100,11 +133,13 @@ class LanguageReader:
                                        None if frozen is None else frozen[0])
         planes = self._readout.scores(output.mask_logits[0], weights,
                                       self.segmenter.network_size)
-        planes = np.minimum(planes, 1)
-        if planes.shape[1:] == tuple(size):
-            return planes
-        return np.stack([cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
-                         for plane in planes])
+        planes = np.stack([cv2.resize(plane, seen.size[::-1], interpolation=cv2.INTER_LINEAR)
+                           for plane in np.minimum(planes, 1)])
+        if rule == 'calibrated' and seen.regions:
+            for region, found in zip(seen.regions, prepared.probabilities(seen.embeddings)):
+                window = planes[(slice(None), *region.window)]
+                np.maximum(window, found[:, None, None], out=window, where=region.inside)
+        return planes
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +183,11 @@ def count_scores(reader: LanguageReader, data_set: DataSet, asked: Sequence[Word
     items = data_set.items[::every]
     for item in tqdm(items, desc='wordings', leave=False, disable=None):
         label = data_set.read_label(item)
-        output = reader.infer(read_image(item.image))
+        seen = reader.see(read_image(item.image), label.shape)
         valid = label < len(data_set.classes)
         row = 0
         for part in prepared:
-            for plane in reader.scores(output, part, label.shape):
+            for plane in reader.scores(seen, part):
                 bins = np.minimum((plane[valid] * BINS).astype(np.int64), BINS - 1)
                 target = asked[row].target
                 inside = (label[valid] == target) if target is not None else np.zeros(1, bool)
@@ -180,9 +215,9 @@ def evaluate_classes(reader: LanguageReader, data_set: DataSet, every: int = 1) 
                 for rule in ('calibrated', 'softmax')}
     for item in tqdm(data_set.items[::every], desc=data_set.title, leave=False, disable=None):
         label = data_set.read_label(item)
-        output = reader.infer(read_image(item.image))
+        seen = reader.see(read_image(item.image), label.shape)
         for rule, (plain, grounding) in matrices.items():
-            scores = reader.scores(output, prepared, label.shape, rule)
+            scores = reader.scores(seen, prepared, rule)
             plain.add(scores.argmax(0), label)
             grounding.add_scores(scores, label)
     for rule, (plain, grounding) in matrices.items():
