@@ -35,12 +35,13 @@ _PADDING = 12
 @lru_cache
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     """Return RGB colours 0..255 that differ from each other, for things that have none."""
-    # Neighbours on the hue circle differ in lightness too, and neighbours in order in hue.
-    shades = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.65))
+    # Steps of sqrt(5) on the hue circle with three shades in turn: of the steps and shades that
+    # were tried, those keep 64 colours, and the first 8 and 16, farthest apart.
+    shades = ((1.0, 1.0), (0.9, 0.6), (0.5, 1.0))
     colors = []
     for index in range(count):
         saturation, value = shades[index % len(shades)]
-        hue = (0.08 + index * 0.6180339887498949) % 1.0
+        hue = (0.08 + index * 0.2360679774997896) % 1.0
         colors.append(tuple(
             round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)))
     return tuple(colors)

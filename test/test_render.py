@@ -72,6 +72,18 @@ def test_overlay_stretches_maps_without_new_colours():
     assert {tuple(value) for value in found.reshape(-1, 3)} == {(0, 0, 0), (10, 200, 30)}
 
 
+def test_distinct_colors_differ():
+    colors = np.array(render.distinct_colors(64), np.int64)
+    assert colors.shape == (64, 3) and colors.min() >= 0 and colors.max() <= 255
+    apart = np.abs(colors[:, None] - colors[None]).sum(axis=-1)
+    np.fill_diagonal(apart, 999)
+    assert apart.min() >= 20
+    assert apart[:8, :8].min() >= 150
+    # A colour stays with its id when more queries come.
+    assert render.distinct_colors(3) == render.distinct_colors(64)[:3]
+    assert render.distinct_colors(0) == ()
+
+
 def test_query_overlay_colours_what_was_found():
     rgb = np.full((40, 60, 3), (200, 40, 40), np.uint8)
     mask = np.full((20, 30), 255, np.uint8)

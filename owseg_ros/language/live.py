@@ -73,8 +73,8 @@ class LanguageState:
     state: unconfigured, opening, ready or unavailable. error: why it is unavailable, or why the
     last message could not be answered; it says what to do. space: of the texts, '' while there
     is no text encoder. version, active: the live set. messages, superseded, answered: counts
-    since the start. text_passes, text_ms: calls of the encoder for texts that it did not know,
-    and the ms of the last.
+    since the start; once none waits, the last two make up the first. text_passes, text_ms:
+    calls of the encoder for texts that it did not know, and the ms of the last.
     """
 
     state: str = UNCONFIGURED
@@ -210,8 +210,13 @@ class LiveQueries:
     def _begin(self, setup: Optional[LanguageSetup], state: str, message: Optional[str]) -> None:
         with self._changed:
             self._epoch += 1
+            dropped = self._message
             self._setup, self._message, self._prepared = setup, message, None
-            self._state = replace(self._state, state=state, error='', space='', active=())
+            before = self._state
+            self._state = replace(
+                before, state=state, error='', space='', active=(),
+                messages=before.messages + (message is not None),
+                superseded=before.superseded + (dropped is not None))
             self._changed.notify_all()
 
     # The thread
@@ -248,6 +253,8 @@ class LiveQueries:
             rejected += tuple(Rejection(query.name, error) for query in parsed.queries)
         with self._changed:
             if epoch != self._epoch or self._stopped:
+                self._state = replace(self._state, superseded=(
+                    self._state.superseded + (message is not None)))
                 return
             prepared, before = self._work.prepared, self._prepared
             self._prepared = prepared

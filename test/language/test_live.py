@@ -13,6 +13,7 @@
 # limitations under the License.
 """Live queries: newest message first, sets that survive what they should, and honest answers."""
 
+from dataclasses import replace
 import json
 import threading
 
@@ -25,7 +26,8 @@ import pytest
 from support.counting_encoder import CountingEncoder
 from support.dds import wait_until
 
-LANGUAGE = LanguageInfo('counting', 8, 0.05, ('road', 'sky'), SameMeaning(0.6, 0.04), 1.0, 0.5, '')
+LANGUAGE = LanguageInfo('counting', 8, 0.05, (('road', 'street'), ('sky',)),
+                        SameMeaning(0.6, 0.04, 0.05), 1.0, 0.5, '')
 SETUP = LanguageSetup('tiny', LANGUAGE)
 
 
@@ -108,6 +110,8 @@ def test_a_message_with_the_setup_is_the_first(asker):
     assert asker.answer()['active'] == ['dog']
     assert asker.ask('')['active'] == []
     assert asker.queries.prepared.version == 2
+    state = asker.queries.state
+    assert (state.messages, state.superseded, state.answered) == (2, 0, 2)
 
 
 def test_the_newest_message_wins_and_frames_do_not_wait(asker):
@@ -190,7 +194,6 @@ def test_an_encoder_that_is_put_into_place_later_is_found(asker, monkeypatch):
 
 @pytest.mark.parametrize('changes', [{'dim': 9}, {'space': 'other'}])
 def test_an_encoder_of_another_space_is_refused(asker, changes):
-    from dataclasses import replace
     asker.queries.configure(LanguageSetup('tiny', replace(LANGUAGE, **changes)), 'dog')
     answer = asker.answer()
     assert answer['state'] == 'unavailable' and 'text space' in answer['error']
@@ -284,6 +287,8 @@ def test_what_was_begun_with_another_model_does_not_become_live(asker):
     asker.inner.gate.set()
     assert asker.answer()['active'] == []
     assert asker.queries.prepared.names == () and asker.answers == []
+    state = asker.queries.state
+    assert (state.messages, state.superseded, state.answered) == (1, 1, 0)
 
 
 def test_many_threads_may_ask(asker):
