@@ -68,11 +68,13 @@ def _milliseconds(values: dict[str, float]) -> str:
 
 
 def _demo(options: argparse.Namespace, console: Console) -> int:
-    from owseg_ros.demo import DemoOptions, run_demo
+    from owseg_ros.demo import DemoOptions, QUERIES, run_demo
+    from owseg_ros.demo_queries import describe
 
     demo = DemoOptions(
         source=options.video or 'scene', out=options.out, model=options.model,
-        seconds=options.seconds, size=options.size, rate=options.rate, domain=options.domain)
+        seconds=options.seconds, size=options.size, rate=options.rate, domain=options.domain,
+        queries=QUERIES if options.query is None else tuple(filter(None, options.query)))
     with _progress(console) as progress:
         task = progress.add_task('recording', total=1.0, text='starting the nodes')
         report = run_demo(
@@ -89,6 +91,10 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
         ('network, readout', f'{report["network_ms"]} ms, {report["readout_ms"]} ms'),
         ('engine', report['engine']),
         ('DDS', report['dds'])]
+    rows += [(escape(f'asked for "{entry["message"]}"'), escape(describe(entry)))
+             for entry in report['queries']]
+    if report['no_queries']:
+        rows.append(('queries', escape(f'none: {report["no_queries"]}')))
     truth = report['ground_truth']
     if truth and truth['frames']:
         rows.append(('against the truth of the street',
@@ -217,6 +223,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument('--rate', type=float, default=0.0,
                       help='frames a second of the camera (0: that of the source)')
     demo.add_argument('--domain', type=int, help='ROS domain (default: a private one)')
+    demo.add_argument('--query', action='append', metavar='TEXT',
+                      help='what to type on the topic query; given more than once, one after the '
+                           "other ('': nothing)")
     demo.set_defaults(act=_demo)
 
     run = commands.add_parser('run', help='segment a source without ROS')

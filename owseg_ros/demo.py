@@ -14,9 +14,9 @@
 """
 The demo: real nodes over real DDS on a camera, watched by a process that only knows ROS.
 
-`run_demo` starts camera and perception as a process of their own in a private ROS domain, records
-what they publish, and leaves a video, a contact sheet and a report.  On the procedural street the
-report also compares the results with the ground truth.
+`run_demo` starts camera and perception as a process of their own in a private ROS domain, types
+queries in words, records what they publish, and leaves a video, a contact sheet and a report.  On
+the procedural street the report also compares the results with the ground truth.
 """
 
 from __future__ import annotations
@@ -41,14 +41,19 @@ import zlib
 import numpy as np
 from owseg_ros import __version__, render
 from owseg_ros.bundle import Bundle, default_bundle_path, load_bundle
+from owseg_ros.demo_queries import DemoQueries, why_no_queries
 from owseg_ros.errors import OwsegError
-from owseg_ros.pictures import FrameComposer, legend_of, PANELS, panels, VideoWriter
+from owseg_ros.pictures import (
+    FrameComposer, legend_of, PANELS, panels, query_legend, QUERY_PANELS, QueryPicture,
+    VideoWriter)
 from owseg_ros.scene import StreetScene
 from owseg_ros.source import open_source
 
 START_SECONDS = 90.0
 SAMPLES = 48
 SHEET_ROWS = 5
+CELL_WIDTH = 360
+QUERIES = ('automobile, footpath', 'greenery, traffic cone')
 PACKAGES = ('numpy', 'onnxruntime', 'opencv-python-headless', 'rclpy', 'sensor-msgs')
 
 
@@ -64,7 +69,8 @@ class DemoOptions:
     source: as for owseg_ros.source.open_source; out: folder of the results; model: folder of a
     bundle, None for the default; seconds: how long to record at most; size: (width, height) of
     the procedural street; rate: frames a second of the camera, 0 for that of the source (the
-    street: what two cores can render and segment); domain: ROS domain, None for a private one.
+    street: what two cores can render and segment); domain: ROS domain, None for a private one;
+    queries: messages that are typed on the topic `query`, spread over the recording.
     """
 
     source: str = 'scene'
@@ -74,6 +80,7 @@ class DemoOptions:
     size: tuple[int, int] = (640, 480)
     rate: float = 0.0
     domain: int | None = None
+    queries: tuple[str, ...] = QUERIES
 
 
 STREET_RATE = 10.0
@@ -88,6 +95,8 @@ class Sample:
     semantic: np.ndarray
     score: np.ndarray
     mask: np.ndarray
+    queries: tuple[str, ...] = ()
+    query_picture: QueryPicture | None = None
     index: int | None = None
     hazard_kind: str = ''
     hazard_pixels: int = 0
@@ -117,9 +126,10 @@ class _Film(threading.Thread):
         self.skipped = 0
         self._queue: queue.Queue = queue.Queue(maxsize=6)
 
-    def offer(self, arrays: dict[str, np.ndarray], title: str) -> None:
+    def offer(self, arrays: dict[str, np.ndarray], title: str,
+              queries: QueryPicture | None) -> None:
         try:
-            self._queue.put_nowait((arrays, title))
+            self._queue.put_nowait((arrays, title, queries))
         except queue.Full:
             self.skipped += 1
 
@@ -139,10 +149,11 @@ class _Film(threading.Thread):
         except OwsegError as error:
             self.error = error
 
-    def _write(self, arrays: dict[str, np.ndarray], title: str) -> None:
+    def _write(self, arrays: dict[str, np.ndarray], title: str,
+               queries: QueryPicture | None) -> None:
         picture = self.composer.compose(
             arrays['image'], arrays['semantic/mask'], arrays['anomaly/score'],
-            arrays['anomaly/mask'], title)
+            arrays['anomaly/mask'], title, queries=queries)
         if self.writer is None:
             self.writer = VideoWriter(self.path, self.fps, self.composer.size)
         self.writer.write(picture)
@@ -159,10 +170,13 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
     source and the video.
     """
     bundle = load_bundle(options.model or default_bundle_path())
-    fps = _check_source(options)
+    fps, seconds = _check_source(options)
+    no_queries = why_no_queries(bundle, options.queries)
+    queries = None if no_queries else DemoQueries(options.queries, seconds)
     _private_domain(options.domain)
     try:
-        from owseg_ros.nodes import recorder as recording_node, transport
+        from owseg_ros.nodes import recorder as recording_node
+        from owseg_ros.nodes import transport
     except ImportError as error:
         raise DemoError(f'rclpy or a message package is missing ({error}); source a ROS 2 '
                         'installation, or install the wheels: pip install "owseg_ros[ros]"'
@@ -176,26 +190,32 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
         nodes = subprocess.Popen(_command(options, fps, bundle), stdout=log, stderr=log)
         try:
             recording, recorder = _record(
-                options, bundle, fps, nodes, log_path, progress, recording_node)
+                options, bundle, fps, queries, nodes, log_path, progress, recording_node)
         finally:
             _stop(nodes)
     say(f'{recording.frames} frames recorded; comparing and drawing')
     truth = None
     if options.source.startswith('scene'):
         truth = _compare_with_street(options, fps, recording, bundle)
-    _write_sheet(options.out / 'contact_sheet.png', recording, bundle)
-    report = _report(options, bundle, fps, recording, recorder, str(dds), truth)
+    _write_sheet(options.out / 'contact_sheet.png', recording, bundle, queries)
+    report = {**_report(options, bundle, fps, recording, recorder, str(dds), truth),
+              'queries': queries.report() if queries else [], 'no_queries': no_queries}
     (options.out / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
     return report
 
 
-def _check_source(options: DemoOptions) -> float:
-    """Open the source once, so that a wrong one is refused before anything starts."""
+def _check_source(options: DemoOptions) -> tuple[float, float]:
+    """
+    Return frames a second and how many seconds there will be.
+
+    The source is opened once, so that a wrong one is refused before anything starts.
+    """
     source = open_source(options.source, width=options.size[0], height=options.size[1])
     source.close()
     if options.source.startswith('scene'):
-        return options.rate or STREET_RATE
-    return options.rate or source.fps or 10.0
+        return options.rate or STREET_RATE, options.seconds
+    fps = options.rate or source.fps or 10.0
+    return fps, min(options.seconds, source.frames / fps) if source.frames else options.seconds
 
 
 def _private_domain(domain: int | None) -> None:
@@ -219,9 +239,9 @@ def _command(options: DemoOptions, fps: float, bundle: Bundle) -> list[str]:
     return command
 
 
-def _record(options: DemoOptions, bundle: Bundle, fps: float, nodes: subprocess.Popen,
-            log_path: Path, progress: Callable[[float, str], None], recording_node: Any,
-            ) -> tuple[Recording, Any]:
+def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueries | None,
+            nodes: subprocess.Popen, log_path: Path, progress: Callable[[float, str], None],
+            recording_node: Any) -> tuple[Recording, Any]:
     maps = recording_node.MAPS
     recording = Recording(ages={topic: [] for topic in maps})
     # A faster camera is thinned out by the network; the video should not play faster than life.
@@ -234,7 +254,8 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, nodes: subprocess.
             height, width = frame.arrays['image'].shape[:2]
             film.composer = FrameComposer(
                 480, max(2, round(480 * height / width)), bundle.palette(),
-                [(info.name, info.color) for info in bundle.classes])
+                [(info.name, info.color) for info in bundle.classes],
+                list(queries.colors.items()) if queries else ())
             recording.first = frame.seconds
         recording.last = frame.seconds
         recording.frames += 1
@@ -242,21 +263,38 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, nodes: subprocess.
         for topic in maps:
             recording.ages[topic].append(frame.age_ms[topic])
         rate = (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 2 else 0.0
+        picture = None
+        if queries:
+            found = frame.queries, frame.arrays['query/mask']
+            queries.seen(*found, recorder.seconds())
+            picture = queries.picture(*found, frame.arrays['query/score'])
         film.offer(frame.arrays, f'owseg_ros   {bundle.name}   {rate:4.1f} Hz   '
-                                 f'age {frame.age_ms["anomaly/mask"]:3.0f} ms')
+                                 f'age {frame.age_ms["anomaly/mask"]:3.0f} ms', picture)
         if recording.frames % every == 1 or every == 1:
             recording.samples.append(Sample(
                 frame.seconds, frame.arrays['image'].copy(),
                 *(frame.arrays[topic] for topic in (
-                    'semantic/mask', 'anomaly/score', 'anomaly/mask'))))
+                    'semantic/mask', 'anomaly/score', 'anomaly/mask')),
+                frame.queries or (), picture))
+
+    def type_query() -> None:
+        # As a person would: once there is something to see.
+        if queries and recording.frames:
+            message = queries.due(recording.last - recording.first)
+            if message is not None and recorder.ask(message):
+                queries.typed(recorder.seconds())
 
     film.start()
     start, quiet = time.monotonic(), time.monotonic()
     seen = 0
     try:
-        with recording_node.session(received) as (recorder, spin_once):
+        with recording_node.session(
+                received, words=queries is not None,
+                on_answer=lambda answer: queries.answered(answer, recorder.seconds()),
+        ) as (recorder, spin_once):
             while recording.last - recording.first < options.seconds:
                 spin_once(0.1)
+                type_query()
                 if recording.frames != seen:
                     seen, quiet = recording.frames, time.monotonic()
                     share = (recording.last - recording.first) / options.seconds
@@ -357,13 +395,22 @@ def _find(scene: StreetScene, sample: Sample, candidates: Any) -> int | None:
 
 
 def _chosen(samples: list[Sample]) -> list[Sample]:
-    """Choose the rows of the sheet: each kind of hazard at its largest, else evenly spread."""
+    """
+    Choose the rows of the sheet.
+
+    Each kind of hazard at its largest, each set of queries where it finds most, else evenly
+    spread.
+    """
     best: dict[str, Sample] = {}
     for sample in samples:
         if sample.hazard_kind and sample.hazard_pixels > getattr(
                 best.get(sample.hazard_kind), 'hazard_pixels', 0):
             best[sample.hazard_kind] = sample
     rows = list(best.values())[:SHEET_ROWS]
+    for names in dict.fromkeys(sample.queries for sample in samples if sample.queries):
+        if len(rows) < SHEET_ROWS and all(row.queries != names for row in rows):
+            rows.append(max((sample for sample in samples if sample.queries == names),
+                            key=lambda sample: (sample.query_picture.mask != 255).sum()))
     others = [s for s in samples if not s.hazard_kind] or samples
     missing = SHEET_ROWS - len(rows)
     if missing > 0:
@@ -373,20 +420,30 @@ def _chosen(samples: list[Sample]) -> list[Sample]:
     return sorted(rows, key=lambda s: s.seconds)
 
 
-def _write_sheet(path: Path, recording: Recording, bundle: Bundle) -> None:
+def _write_sheet(path: Path, recording: Recording, bundle: Bundle,
+                 queries: DemoQueries | None) -> None:
     import cv2
     palette = bundle.palette()
+    headers = [*PANELS, QUERY_PANELS[0]] if queries else PANELS
     rows = []
     for sample in _chosen(recording.samples):
         text = f'{sample.seconds - recording.first:.1f} s'
         if sample.hazard_kind:
             text += f', {sample.hazard_kind} on the road'
-        rows.append((text, panels(
-            sample.image, sample.semantic, sample.score, sample.mask, palette)))
+        if sample.queries:
+            text += f'; asked for: {", ".join(sample.queries)}'
+        pictures = [*panels(sample.image, sample.semantic, sample.score, sample.mask, palette)]
+        if queries:
+            pictures.append(sample.query_picture.panels(sample.image)[0])
+        rows.append((text, pictures))
     classes = [(info.name, info.color) for info in bundle.classes]
+    width = len(headers) * CELL_WIDTH
+    footer = legend_of(classes, palette, width)
+    if queries:
+        footer = np.concatenate([footer, query_legend(list(queries.colors.items()), width)])
     sheet = render.contact_sheet(
-        rows, headers=PANELS, title='owseg_ros: what it knows, and what is none of that',
-        footer=legend_of(classes, palette, 1480))
+        rows, headers=headers, title='owseg_ros: what it knows, and what is none of that',
+        cell_width=CELL_WIDTH, footer=footer)
     if not cv2.imwrite(str(path), sheet[..., ::-1]):
         raise DemoError(f'{path} could not be written; is the disk full?')
 

@@ -84,6 +84,11 @@ def legend_of(classes: list[tuple[str, tuple[int, int, int]]], palette: np.ndarr
     return render.legend([*classes, unknown], width)
 
 
+def query_legend(queries: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> np.ndarray:
+    """Return the legend of queries, (name, colour) each, uint8 [h, width, 3]."""
+    return render.legend([(f'"{name}"', color) for name, color in queries], width)
+
+
 class FrameComposer:
     """
     Puts the panels of a frame, two in a column, under a title and above a legend.
@@ -101,7 +106,7 @@ class FrameComposer:
         total = columns * width + (columns + 1) * _MARGIN
         parts = [legend_of(classes, palette, total)]
         if queries:
-            parts.append(render.legend([(f'"{name}"', color) for name, color in queries], total))
+            parts.append(query_legend(queries, total))
         self._legend = np.concatenate(parts)
         rows = TITLE_HEIGHT + 2 * (height + _MARGIN) + self._legend.shape[0]
         # Video codecs want even sizes.

@@ -17,11 +17,14 @@ import cv2
 import numpy as np
 from owseg_ros.bundle import BundleError, default_bundle_path, load_bundle
 from owseg_ros.cli import main
-from owseg_ros.demo import DemoError, DemoOptions, run_demo
+from owseg_ros.demo import DemoError, DemoOptions, QUERIES, run_demo
+from owseg_ros.demo_queries import why_no_queries
+from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.scene import HAZARD_KINDS, StreetScene
 from owseg_ros.segmenter import Segmenter
 import pytest
 from support.tiny_bundle import make_tiny_bundle, paint
+from support.tiny_text_encoder import make_tiny_text_encoder
 
 pytest.importorskip('rclpy', reason='the demo runs real nodes')
 
@@ -52,6 +55,12 @@ def test_demo_in_its_short_form(tmp_path, bundled, capsys):
     assert report['network_ms'] > 0 and report['readout_ms'] > 0
     assert report['model']['sha256'] == bundled.network_sha256
     assert report['labels'] == bundled.num_classes + 2
+    assert report['no_queries'] == why_no_queries(bundled, QUERIES)
+    if report['no_queries']:
+        assert 'none: ' in table and report['queries'] == []
+    else:
+        assert [entry['message'] for entry in report['queries']] == [*QUERIES]
+        assert all(entry['frames'] >= 3 and not entry['error'] for entry in report['queries'])
     # The frames were found again in the street, so the figures are of the right pictures.
     truth = report['ground_truth']
     assert truth['frames'] >= 5
@@ -71,19 +80,52 @@ def test_demo_in_its_short_form(tmp_path, bundled, capsys):
     assert sheet.shape[1] > 1400 and sheet.std() > 30
 
 
+def clip(folder, count):
+    """Write images, red on the left and of no class on the right; return their folder."""
+    folder.mkdir()
+    for index in range(count):
+        cv2.imwrite(str(folder / f'{index:02d}.png'), paint(96, 64)[..., ::-1])
+    return str(folder)
+
+
 @pytest.mark.timeout(120)
 def test_demo_of_a_clip_ends_with_the_clip(tmp_path):
     bundle = make_tiny_bundle(tmp_path / 'model')
-    images = tmp_path / 'images'
-    images.mkdir()
-    for index in range(12):
-        cv2.imwrite(str(images / f'{index:02d}.png'), paint(96, 64)[..., ::-1])
-    options = DemoOptions(source=str(images), out=tmp_path / 'out', model=bundle.path,
-                          seconds=30, rate=8)
+    options = DemoOptions(source=clip(tmp_path / 'images', 12), out=tmp_path / 'out',
+                          model=bundle.path, seconds=30, rate=8)
     report = run_demo(options, say=lambda line: None)
     assert 3 <= report['frames']['out'] <= 12
     assert report['ground_truth'] is None
-    assert (tmp_path / 'out' / 'contact_sheet.png').is_file()
+    assert (report['queries'], report['no_queries']) == ([], 'the model tiny does not know words')
+    assert cv2.imread(str(tmp_path / 'out' / 'contact_sheet.png')).shape[1] == 4 * 372 + 12
+
+
+@pytest.mark.timeout(120)
+def test_demo_types_queries_and_shows_what_they_find(tmp_path, monkeypatch):
+    folder = make_tiny_text_encoder(tmp_path / 'encoder').path
+    monkeypatch.setenv('OWSEG_TEXT_ENCODER', str(folder))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    bundle = make_tiny_bundle(tmp_path / 'model', encoder=OnnxTextEncoder(folder))
+    out = tmp_path / 'out'
+    report = run_demo(DemoOptions(
+        source=clip(tmp_path / 'images', 40), out=out, model=bundle.path, seconds=30, rate=8,
+        queries=('red', 'blue, red')), say=lambda line: None)
+    assert report['no_queries'] == ''
+    first, second = report['queries']
+    assert (first['message'], second['message']) == ('red', 'blue, red')
+    for entry in (first, second):
+        assert entry['frames'] >= 3 and 0 < entry['answer_ms'] and 0 < entry['first_mask_ms']
+        assert entry['error'] == '' and entry['rejected'] == []
+        # The left half, less what is blurred between the halves.
+        assert 0.4 < entry['shares']['red']['mean'] <= entry['shares']['red']['best'] < 0.6
+    assert second['shares']['blue']['best'] < 0.01
+    # Another column shows them, each name in the one colour of the legend.
+    sheet = cv2.imread(str(out / 'contact_sheet.png'))[..., ::-1].astype(int)
+    assert sheet.shape[1] == 5 * 372 + 12
+    orange = (sheet[:, :, 0] > 230) & (abs(sheet[:, :, 1] - 90) < 25) & (sheet[:, :, 2] < 60)
+    assert orange[:, 1500:].mean() > 0.1 > 0.01 > orange[:, :1400].mean()
+    video = cv2.VideoCapture(str(out / 'demo.mp4'))
+    assert video.get(cv2.CAP_PROP_FRAME_WIDTH) > 3 * 480
 
 
 @pytest.mark.timeout(120)

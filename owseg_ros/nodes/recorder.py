@@ -34,6 +34,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 MAPS = ('semantic/mask', 'semantic/confidence', 'anomaly/score', 'anomaly/mask')
+QUERY_MAPS = ('query/mask', 'query/score')
+QUERY_LABELS = 'query/labels'
 INPUT = 'image'
 PENDING_FRAMES = 16
 """Frames that may wait for the rest of their messages."""
@@ -47,12 +49,14 @@ class RecordedFrame:
     All messages of one camera frame.
 
     stamp: (seconds, nanoseconds); arrays: topic to array as sent, uint8 [H, W, 3] for the image,
-    uint8 or float32 [H, W] for the maps; age_ms: topic to the time from the stamp to arrival.
+    uint8 or float32 [H, W] for the maps; age_ms: topic to the time from the stamp to arrival;
+    queries: names of the ids of query/mask, None where words are not recorded.
     """
 
     stamp: Stamp
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     age_ms: dict[str, float] = field(default_factory=dict)
+    queries: tuple[str, ...] | None = None
 
     @property
     def seconds(self) -> float:
@@ -65,24 +69,49 @@ class Recorder(Node):
     Subscribes to a camera and its results and hands out the frames that are complete.
 
     on_frame: called in the executor with each RecordedFrame; it must return quickly.
+    words: whether the model knows words; then frames have the maps of queries too.
+    on_answer: called with each message of query/status, where words are recorded.
     options: passed to rclpy.node.Node.
     """
 
-    def __init__(self, on_frame: Callable[[RecordedFrame], None], **options: Any) -> None:
+    def __init__(self, on_frame: Callable[[RecordedFrame], None], words: bool = False,
+                 on_answer: Callable[[dict[str, Any]], None] = lambda answer: None,
+                 **options: Any) -> None:
         super().__init__(options.pop('node_name', 'recorder'), **options)
         self.labels: dict[str, Any] = {}
         self.statistics: dict[str, str] = {}
         self.engine: dict[str, str] = {}
-        self.received = dict.fromkeys((INPUT, *MAPS), 0)
+        self._topics = (INPUT, *MAPS, *(QUERY_MAPS if words else ()))
+        self.received = dict.fromkeys(self._topics, 0)
         self.incomplete = 0
         self._on_frame = on_frame
         self._pending: OrderedDict[Stamp, RecordedFrame] = OrderedDict()
-        for topic in (INPUT, *MAPS):
+        for topic in self._topics:
             self.create_subscription(
                 Image, topic, lambda message, topic=topic: self._image(topic, message),
                 qos_profile_sensor_data)
         self.create_subscription(String, 'labels', self._labels, qos.latched())
         self.create_subscription(DiagnosticArray, '/diagnostics', self._diagnostics, 10)
+        self._words = words
+        if words:
+            self._query = self.create_publisher(String, 'query', qos.newest_text())
+            # Two sets may follow each other at once, and each frame needs its own.
+            self.create_subscription(
+                String, QUERY_LABELS, self._query_labels, qos.latched(qos.STATUS_DEPTH))
+            self.create_subscription(
+                String, 'query/status', lambda message: on_answer(json.loads(message.data)),
+                qos.latched(qos.STATUS_DEPTH))
+
+    def seconds(self) -> float:
+        """Return the time of the node's clock."""
+        return 1e-9 * self.get_clock().now().nanoseconds
+
+    def ask(self, message: str) -> bool:
+        """Publish a message on `query`; False where nobody listens yet."""
+        if not self._query.get_subscription_count():
+            return False
+        self._query.publish(String(data=message))
+        return True
 
     def _image(self, topic: str, message: Image) -> None:
         stamp = (message.header.stamp.sec, message.header.stamp.nanosec)
@@ -91,13 +120,26 @@ class Recorder(Node):
         frame = self._pending.setdefault(stamp, RecordedFrame(stamp))
         frame.arrays[topic] = image_to_array(message, topic)
         frame.age_ms[topic] = 1e-6 * (now - 1_000_000_000 * stamp[0] - stamp[1])
-        if len(frame.arrays) == 1 + len(MAPS):
-            del self._pending[stamp]
+        self._hand_out(frame)
+
+    def _query_labels(self, message: String) -> None:
+        labels = json.loads(message.data)
+        # Without a stamp it is the set that has become live, and no frame's.
+        if labels['stamp'] is not None:
+            stamp = (labels['stamp']['sec'], labels['stamp']['nanosec'])
+            frame = self._pending.setdefault(stamp, RecordedFrame(stamp))
+            frame.queries = tuple(entry['name'] for entry in labels['queries'])
+            self._hand_out(frame)
+
+    def _hand_out(self, frame: RecordedFrame) -> None:
+        complete = len(frame.arrays) == len(self._topics)
+        if complete and (frame.queries is not None or not self._words):
+            del self._pending[frame.stamp]
             self._on_frame(frame)
         while len(self._pending) > PENDING_FRAMES:
             _, oldest = self._pending.popitem(last=False)
             # A frame with no map at all was dropped by the network, as it should be.
-            self.incomplete += any(topic in oldest.arrays for topic in MAPS)
+            self.incomplete += any(topic in oldest.arrays for topic in self._topics[1:])
 
     def _labels(self, message: String) -> None:
         self.labels = json.loads(message.data)
@@ -112,15 +154,15 @@ class Recorder(Node):
 
 
 @contextmanager
-def session(on_frame: Callable[[RecordedFrame], None],
+def session(on_frame: Callable[[RecordedFrame], None], **options: Any,
             ) -> Iterator[tuple[Recorder, Callable[[float], None]]]:
     """
     Initialise rclpy and run a Recorder; yields it and a function that spins it for seconds.
 
-    on_frame: as for Recorder.
+    on_frame, options: as for Recorder.
     """
     with rclpy.init():
-        recorder = Recorder(on_frame)
+        recorder = Recorder(on_frame, **options)
         executor = SingleThreadedExecutor()
         executor.add_node(recorder)
         try:
