@@ -44,6 +44,11 @@ In words, where the bundle has region embeddings::
 
     result.query_mask == 1    # where there is an automobile
     result.query_score        # float32 [H, W], of the best query
+
+And names for what is of no known class::
+
+    result = segmenter(image, maps={'regions'}, namer=RegionNamer(scorer))
+    result.regions[0].name    # of the largest anomalous region: 'dog', or 'unknown'
 """
 
 from __future__ import annotations
@@ -59,7 +64,8 @@ from owseg_ros import render
 from owseg_ros.bundle import Bundle, BundleError, ClassInfo, load_bundle, MANIFEST
 from owseg_ros.engine import create_engine, Engine, NetworkOutput
 from owseg_ros.frame import Frame
-from owseg_ros.language.regions import AnomalousRegions
+from owseg_ros.language.naming import NamedRegion, RegionNamer, UNKNOWN
+from owseg_ros.language.regions import AnomalousRegions, find_regions
 from owseg_ros.language.scores import LanguageError, PreparedQueries
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.readout import (
@@ -67,6 +73,9 @@ from owseg_ros.readout import (
     QUERY_MAPS, ReadoutSettings, RoadSettings)
 
 Image = Union[np.ndarray, Frame]
+
+# Asked for like a map; the result is no picture but a tuple of NamedRegion.
+REGIONS = 'regions'
 
 
 def readout_settings(bundle: Bundle, score: Optional[str] = None,
@@ -108,6 +117,7 @@ class Segmentation(Maps):
     classes: the known classes, indexed by id; palette: uint8 [256, 3] RGB, colours of all ids.
     network_size: (height, width) that the network saw.
     anomaly_range: the anomaly score where one class accepts a pixel, and where all reject it.
+    regions: the anomalous regions, the largest first; None where not asked for.
     preprocess_ms, network_ms: of the batch that the frame was in; readout_ms: of this frame.
     """
 
@@ -115,6 +125,7 @@ class Segmentation(Maps):
     palette: Optional[np.ndarray] = None
     network_size: tuple[int, int] = (0, 0)
     anomaly_range: tuple[float, float] = (0.0, 1.0)
+    regions: Optional[tuple[NamedRegion, ...]] = None
     preprocess_ms: float = 0.0
     network_ms: float = 0.0
     readout_ms: float = 0.0
@@ -180,39 +191,49 @@ class Segmenter:
         return self.engine.input.height, self.engine.input.width
 
     def __call__(self, frame: Image, maps=ALL_MAPS,
-                 queries: Optional[PreparedQueries] = None) -> Segmentation:
+                 queries: Optional[PreparedQueries] = None,
+                 namer: Optional[RegionNamer] = None) -> Segmentation:
         """
         Segment one frame: uint8 [H, W, 3] RGB, or a Frame.
 
-        maps: names of the maps to compute, see ALL_MAPS and QUERY_MAPS; the others are None.
-        queries: what the query maps answer, prepared for this bundle; None for nothing. Where
-        the network has text features, anomalous regions answer them too (language.regions).
-        Raises FrameError where the array is no such image, EngineError where the network fails,
-        LanguageError where the bundle cannot answer queries, or these.
+        maps: names of the maps to compute, see ALL_MAPS, QUERY_MAPS and REGIONS; the others are
+        None. queries: what the query maps answer, prepared for this bundle; None for nothing.
+        Where the network has text features, anomalous regions answer them too
+        (language.regions). namer: of the regions; None leaves them unknown. Raises FrameError
+        where the array is no such image, EngineError where the network fails, LanguageError
+        where the bundle cannot answer queries or name regions, or not with these.
         """
-        return self.segment([frame], maps, queries=queries)[0]
+        return self.segment([frame], maps, queries=queries, namer=namer)[0]
 
     def segment(self, frames: Sequence[Image], maps=ALL_MAPS,
                 histories: Optional[Sequence[MaskHistory]] = None,
                 stamps: Optional[Sequence[float]] = None,
-                queries: Optional[PreparedQueries] = None) -> list[Segmentation]:
+                queries: Optional[PreparedQueries] = None,
+                namer: Optional[RegionNamer] = None) -> list[Segmentation]:
         """
         Segment several frames, of any sizes, in one pass of the network.
 
         histories: of the cameras that the frames are from, updated by this call, where settings
         steady the anomaly mask over time; stamps: of the frames, seconds. Returns as many
-        segmentations, in their order; maps, queries and errors as when called.
+        segmentations, in their order; maps, queries, namer and errors as when called.
         """
-        maps = check_maps(maps)
+        wanted = frozenset((maps,)) if isinstance(maps, str) else frozenset(maps)
+        maps = check_maps(wanted - {REGIONS})
         settings = self.settings
         frames = [_as_frame(frame) for frame in frames]
         asked = self._asked(maps, queries)
+        if REGIONS not in wanted:
+            namer = None
+        elif namer is not None:
+            self._check_namer(namer)
         if not frames:
             return []
+        embeds = namer is not None or (
+            asked is not None and bool(self.bundle.outputs['text_features']))
         output = self.engine.infer(
-            frames, region_embeddings=asked is not None,
-            text_features=asked is not None and bool(self.bundle.outputs['text_features']))
+            frames, region_embeddings=asked is not None, text_features=embeds)
         outliers = output.outlier_probabilities
+        made = maps | {'anomaly_score', 'anomaly_mask'} if REGIONS in wanted else maps
         found = []
         for index, (frame, masks, probabilities) in enumerate(zip(
                 frames, output.mask_logits, output.class_probabilities)):
@@ -220,22 +241,19 @@ class Segmenter:
             if settings.output_size == 'camera':
                 size = (frame.height, frame.width)
             start = time.perf_counter()
-            weights = None if asked is None else _query_weights(asked, output, index)
-            score_regions = None
-            if output.text_features is not None:
-                score_regions = partial(
-                    AnomalousRegions(output.text_features[index]).scores, asked)
+            regions = AnomalousRegions(output.text_features[index]) if embeds else None
             result = self._readout(
-                masks, probabilities, self.network_size, size, settings, maps,
+                masks, probabilities, self.network_size, size, settings, made,
                 None if outliers is None else outliers[index], frame.pixels,
                 histories and histories[index], None if stamps is None else stamps[index],
-                weights, None if asked is None else asked.thresholds, score_regions)
+                None if asked is None else _query_weights(asked, output, index),
+                None if asked is None else asked.thresholds,
+                partial(regions.scores, asked) if asked is not None and embeds else None)
+            named = _named(result, regions, namer) if REGIONS in wanted else None
             readout_ms = 1e3 * (time.perf_counter() - start)
             found.append(Segmentation(
-                semantic=result.semantic, confidence=result.confidence,
-                anomaly_score=result.anomaly_score, anomaly_mask=result.anomaly_mask,
+                **{name: getattr(result, name) for name in maps}, regions=named,
                 road_lost=result.road_lost,
-                query_mask=result.query_mask, query_score=result.query_score,
                 query_version=(None if not maps & QUERY_MAPS
                                else 0 if queries is None else queries.version),
                 classes=self.bundle.classes, palette=self._palette,
@@ -262,6 +280,14 @@ class Segmenter:
                                 'language section of this one')
         return queries
 
+    def _check_namer(self, namer: RegionNamer) -> None:
+        if not self.bundle.outputs['text_features']:
+            raise LanguageError(f'{self.bundle.name} has no text features, so it cannot name '
+                                'regions: use a bundle whose manifest names that output')
+        if namer.language != self.bundle.language:
+            raise LanguageError(f'this namer was made for another model than {self.bundle.name}: '
+                                'make one with the language section of this one')
+
     def warm_up(self) -> float:
         """Run blank frames until everything is set up; return ms of the last whole pass."""
         self.engine.warm_up()
@@ -278,6 +304,20 @@ def _query_weights(queries: PreparedQueries, output: NetworkOutput, index: int) 
     return queries.weights(
         output.region_embeddings[index], 1 - output.no_object_probabilities[index],
         None if frozen is None else frozen[index])
+
+
+def _named(result: Maps, regions: Optional[AnomalousRegions],
+           namer: Optional[RegionNamer]) -> tuple[NamedRegion, ...]:
+    if regions is None or namer is None:
+        found = find_regions(result.anomaly_mask)
+        names = [(UNKNOWN, 0.0)] * len(found)
+    else:
+        found, embeddings = regions.find(result.anomaly_mask)
+        names = namer.name(embeddings)
+    return tuple(
+        NamedRegion(index, region.box, region.area,
+                    float(result.anomaly_score[region.window][region.inside].mean()), *name)
+        for index, (region, name) in enumerate(zip(found, names)))
 
 
 def _as_frame(frame: Image) -> Frame:

@@ -20,7 +20,7 @@ import numpy as np
 from owseg_ros.bundle import BundleError
 from owseg_ros.engine import EngineError
 from owseg_ros.frame import Frame, FrameError
-from owseg_ros.language import LanguageError, NO_EXPANSION, QueryBook, QueryScorer
+from owseg_ros.language import LanguageError, NO_EXPANSION, QueryBook, QueryScorer, RegionNamer
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.readout import ALL_MAPS, QUERY_MAPS, ReadoutSettings
 from owseg_ros.segmenter import Segmenter
@@ -324,3 +324,92 @@ def test_queries_of_another_model_and_models_without_words(speaking, ask, encode
     other = replace(speaking, language=replace(speaking.language, temperature=0.1))
     with pytest.raises(LanguageError, match='prepared for another model.*QueryScorer'):
         Segmenter(other, threads=1)(paint(96, 64), QUERY_MAPS, ask('green'))
+
+
+# Regions and their names
+
+
+@pytest.fixture
+def namer(encoder, speaking, tmp_path):
+    """Return a namer that knows yellow and magenta."""
+    path = tmp_path / 'names.yaml'
+    path.write_text('schema: owseg_ros/vocabulary\nschema_version: 1\n'
+                    "templates: {plain: ['{}'], caption: ['{}']}\n"
+                    'entries: [{name: yellow}, {name: magenta}]\n')
+    return RegionNamer(QueryScorer(speaking.language, encoder), path)
+
+
+def street(scale=1):
+    """Return red with a yellow thing, larger than a white one."""
+    frame = paint(96 * scale, 64 * scale, (255, 0, 0), (255, 0, 0))
+    frame[16 * scale:48 * scale, 16 * scale:32 * scale] = (255, 255, 0)
+    frame[16 * scale:32 * scale, 64 * scale:80 * scale] = (255, 255, 255)
+    return frame
+
+
+@pytest.mark.parametrize('scale', [1, 3])
+def test_regions_have_names(speaking, namer, scale):
+    segmenter = Segmenter(speaking, threads=1)
+    result = segmenter(street(scale), 'regions', namer=namer)
+    yellow, white = result.regions
+    assert [(yellow.id, yellow.name), (white.id, white.name)] == [(0, 'yellow'), (1, 'unknown')]
+    assert yellow.name_score > 0.9 and white.name_score < 0.5
+    for region, box in ((yellow, (16, 16, 32, 48)), (white, (64, 16, 80, 32))):
+        np.testing.assert_allclose(region.box, np.array(box) * scale, atol=2 * scale)
+        width, height = box[2] - box[0], box[3] - box[1]
+        assert region.area == pytest.approx(width * height * scale ** 2, rel=0.3)
+        assert 0.8 < region.anomaly_score <= 1.01
+    assert result.anomaly_mask is None is result.anomaly_score and result.semantic is None
+
+
+def test_regions_agree_with_the_mask_and_the_score(speaking, namer):
+    result = Segmenter(speaking, threads=1)(street(), ALL_MAPS | {'regions'}, namer=namer)
+    assert sum(region.area for region in result.regions) == (result.anomaly_mask > 0).sum()
+    for region in result.regions:
+        x0, y0, x1, y1 = region.box
+        inside = result.anomaly_mask[y0:y1, x0:x1] > 0
+        assert inside.sum() == region.area
+        for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):
+            assert edge.any()
+        assert region.anomaly_score == pytest.approx(
+            result.anomaly_score[y0:y1, x0:x1][inside].mean(), abs=1e-4)
+    assert Segmenter(speaking, threads=1)(street(), namer=namer).regions is None
+    assert Segmenter(speaking, threads=1)(paint(96, 64, (255, 0, 0), (255, 0, 0)), {
+        'regions'}, namer=namer).regions == ()
+
+
+def test_regions_without_a_namer_and_beside_queries(folder, speaking, namer, ask):
+    """Any model has regions; only names need words."""
+    for model in (folder, speaking):
+        names = [(region.name, region.name_score) for region in Segmenter(
+            model, threads=1)(street(), {'regions'}).regions]
+        assert names == [('unknown', 0.0)] * 2
+    result = Segmenter(speaking, threads=1)(
+        street(), QUERY_MAPS | {'regions'}, ask('white'), namer)
+    assert result.query_mask[24, 72] == 0 and result.query_mask[24, 24] == 255
+    assert [region.name for region in result.regions] == ['yellow', 'unknown']
+
+
+def test_names_need_a_model_with_words(folder, speaking, namer):
+    for model in (folder, replace(speaking, outputs={**speaking.outputs, 'text_features': None})):
+        with pytest.raises(LanguageError, match='tiny has no text features'):
+            Segmenter(model, threads=1)(street(), {'regions'}, namer=namer)
+    other = replace(speaking, language=replace(speaking.language, temperature=0.1))
+    with pytest.raises(LanguageError, match='namer was made for another model'):
+        Segmenter(other, threads=1)(street(), {'regions'}, namer=namer)
+
+
+def test_unnamed_regions_cost_no_text_features(speaking, namer):
+    segmenter = Segmenter(speaking, threads=1)
+    infer, asked = segmenter.engine.infer, []
+
+    def spy(frames, **outputs):
+        asked.append(outputs)
+        return infer(frames, **outputs)
+
+    segmenter.engine.infer = spy
+    segmenter(street(), {'regions'})
+    segmenter(street(), ALL_MAPS, namer=namer)
+    segmenter(street(), {'regions'}, namer=namer)
+    assert [(entry['region_embeddings'], entry['text_features']) for entry in asked] == [
+        (False, False), (False, False), (False, True)]

@@ -155,6 +155,7 @@ class QueryScorer:
                  vocabulary: Optional[Vocabulary] = None):
         _check_space(language, encoder.space, encoder.dim)
         self.language = language
+        self.encoder = encoder
         vocabulary = default_vocabulary() if vocabulary is None else vocabulary
         self._background = embed_texts(
             encoder, vocabulary, [text for thing in language.background for text in thing])
