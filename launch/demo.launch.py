@@ -22,11 +22,9 @@ Examples
 """
 
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
-from launch.actions import IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration
-from launch.substitutions import PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
 
 ARGUMENTS = (
@@ -37,6 +35,10 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'model', default_value='',
         description='Folder of the model bundle; empty: the bundled one.'),
+    DeclareLaunchArgument(
+        'queries', default_value='automobile, footpath',
+        description='What to ask for in words from the start; ask for something else with: '
+                    'owseg query greenery, traffic cone.'),
     DeclareLaunchArgument(
         'namespace', default_value='', description='Namespace of the nodes.'),
     DeclareLaunchArgument(

@@ -25,13 +25,10 @@ import os
 
 from ament_index_python.packages import get_package_prefix, PackageNotFoundError
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument
-from launch.actions import LogInfo
-from launch.actions import OpaqueFunction
-from launch.actions import SetEnvironmentVariable
-from launch.substitutions import LaunchConfiguration
-from launch.substitutions import PathJoinSubstitution
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 ARGUMENTS = (
@@ -61,6 +58,10 @@ ARGUMENTS = (
         description='Source of a camera node in the same process: scene (a procedural street), '
                     'a video file, a folder of images, an image or webcam:0. Empty: none, the '
                     'camera is there already.'),
+    DeclareLaunchArgument(
+        'queries', default_value='',
+        description='What to ask for in words from the start, as on the topic query: a comma list '
+                    'or JSON.'),
     DeclareLaunchArgument(
         'autostart', default_value='true', choices=['true', 'false'],
         description='Configure and activate perception; false leaves it to a lifecycle manager.'),
@@ -129,6 +130,9 @@ def start(context: LaunchContext) -> list:
     for name in ('model', 'image_transport', 'engine'):
         if given[name]:
             parameters[name] = given[name]
+    if given['queries']:
+        # A text, also where it reads like YAML.
+        parameters['queries'] = ParameterValue(given['queries'], value_type=str)
     if given['camera']:
         parameters['source'] = given['camera']
     remappings = []

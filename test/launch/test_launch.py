@@ -48,8 +48,8 @@ START = 60.0
 ARGUMENTS = {
     'perception.launch.py': {
         'namespace', 'model', 'image', 'image_transport', 'params_file', 'engine', 'camera',
-        'autostart', 'use_sim_time', 'rviz', 'log_level'},
-    'demo.launch.py': {'camera', 'model', 'namespace', 'rviz', 'log_level'}}
+        'queries', 'autostart', 'use_sim_time', 'rviz', 'log_level'},
+    'demo.launch.py': {'camera', 'model', 'queries', 'namespace', 'rviz', 'log_level'}}
 
 
 def call(ros, service_type, name, request):
@@ -127,7 +127,7 @@ def test_perception_follows_its_arguments(ros, launch, tiny, tmp_path):
     process = launch('perception.launch.py', {
         'namespace': ros.namespace, 'model': str(tiny.path), 'image': topic,
         'params_file': str(file), 'image_transport': 'raw', 'engine': 'onnx',
-        'log_level': 'debug'})
+        'queries': '["cone"]', 'log_level': 'debug'})
     camera = ImagePublisher(ros.client, topic)
     masks = ros.collect(Image, camera_topic('', 'semantic/mask'), BEST_EFFORT)
     pixels = paint(320, 240)
@@ -140,8 +140,10 @@ def test_perception_follows_its_arguments(ros, launch, tiny, tmp_path):
     ids = np.frombuffer(mask.data, np.uint8).reshape(mask.height, mask.step)
     assert ids[mask.height // 2, mask.width // 4] == 0
     assert parameters(
-        ros, f'{ros.namespace}/perception', ['model', 'use_sim_time', 'autostart']) == {
-            'model': str(tiny.path), 'use_sim_time': False, 'autostart': True}
+        ros, f'{ros.namespace}/perception',
+        ['model', 'queries', 'use_sim_time', 'autostart']) == {
+            'model': str(tiny.path), 'queries': '["cone"]', 'use_sim_time': False,
+            'autostart': True}
     assert process.interrupt() == 0, process.output
 
 
