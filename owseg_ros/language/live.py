@@ -40,7 +40,11 @@ UNCONFIGURED, OPENING, READY, UNAVAILABLE = 'unconfigured', 'opening', 'ready', 
 NO_MODEL = 'no model is loaded: configure the node'
 
 PAUSE_SECONDS = 0.1
-"""Least time between two text passes while messages come faster than they are answered."""
+PAUSE_SHARE = 9.0
+"""
+While messages come faster than they are answered, the thread rests between two answers: for at
+least PAUSE_SECONDS, and this many times as long as the answer took.
+"""
 
 RETRY_SECONDS = 3.0
 """A text encoder that could not be opened is tried again by a message, at most so often."""
@@ -231,6 +235,7 @@ class LiveQueries:
                 epoch, setup, message = self._epoch, self._setup, self._message
                 self._message = None
                 superseded = self._state.superseded
+            start = time.monotonic()
             try:
                 self._do(epoch, setup, message)
             except Exception:
@@ -238,7 +243,8 @@ class LiveQueries:
             with self._changed:
                 self._done = (epoch, setup)
                 if self._state.superseded > superseded:
-                    self._changed.wait_for(lambda: self._stopped, PAUSE_SECONDS)
+                    rest = max(PAUSE_SECONDS, PAUSE_SHARE * (time.monotonic() - start))
+                    self._changed.wait_for(lambda: self._stopped, rest)
 
     def _do(self, epoch: int, setup: Optional[LanguageSetup], message: Optional[str]) -> None:
         parsed = ParsedQueries() if message is None else parse_queries(message)
