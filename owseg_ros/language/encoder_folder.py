@@ -41,7 +41,8 @@ TOKENIZER = 'tokenizer.json'
 SCHEMA = 'owseg_ros/text_encoder'
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 1 << 16
-_AGAIN = 'export it again (owseg-train text-encoder)'
+AGAIN = ('write it again: owseg text-encoder, or for those of open_clip owseg-train '
+         'text-encoder')
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ def load_text_encoder_folder(path: str | os.PathLike) -> TextEncoderFolder:
         try:
             actual = sha256_of(folder / name)
         except OSError as error:
-            raise _error(folder, f'{name} cannot be read: {error}; {_AGAIN}') from error
+            raise _error(folder, f'{name} cannot be read: {error}; {AGAIN}') from error
         if actual != expected:
             raise _error(folder, f'{name} has sha256 {actual[:12]}..., but {MANIFEST} lists '
                                  f'{expected[:12]}...: it is damaged, truncated or another '
-                                 f'file; {_AGAIN}')
+                                 f'file; {AGAIN}')
     return TextEncoderFolder(
         path=folder, files=MappingProxyType(manifest['files']),
         provenance=MappingProxyType(manifest.get('provenance', {})),
@@ -137,16 +138,16 @@ def _read_manifest(folder: Path) -> Any:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise _error(folder, f'{MANIFEST} cannot be read: {error}; give the folder that '
-                             'owseg-train text-encoder wrote') from error
+                             'owseg text-encoder or owseg-train text-encoder wrote') from error
     if len(data) > MAX_MANIFEST_BYTES:
         raise _error(folder, f'{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes and cannot '
-                             f'be a manifest; {_AGAIN}')
+                             f'be a manifest; {AGAIN}')
     try:
         return yaml.safe_load(data)
     # PyYAML lets ValueError out for scalars such as impossible dates.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = ' '.join(str(error).split())
-        raise _error(folder, f'{MANIFEST} is not plain YAML: {problem}; {_AGAIN}') from error
+        raise _error(folder, f'{MANIFEST} is not plain YAML: {problem}; {AGAIN}') from error
 
 
 def _check_manifest(folder: Path, manifest: Any) -> None:
@@ -165,4 +166,4 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
         problem = f'unknown key {extra[0][:80]!r}'
     else:
         problem = f'expected {error.schema["description"]}'
-    raise _error(folder, f'{MANIFEST}: {place}: {problem}; {_AGAIN}')
+    raise _error(folder, f'{MANIFEST}: {place}: {problem}; {AGAIN}')

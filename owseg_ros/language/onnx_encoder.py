@@ -24,7 +24,7 @@ from owseg_ros.engine.contract import EngineError
 from owseg_ros.engine.onnx import (
     one_line, open_session, physical_cores, provider_list, RUNTIME_ERRORS)
 from owseg_ros.language.contract import TextEncoderError
-from owseg_ros.language.encoder_folder import load_text_encoder_folder
+from owseg_ros.language.encoder_folder import AGAIN, load_text_encoder_folder
 import tokenizers
 
 OUTPUT = 'text_embedding'
@@ -38,8 +38,8 @@ class OnnxTextEncoder:
     """
     Runs the text encoder in a folder; see language.contract.TextEncoder.
 
-    folder: text.onnx, tokenizer.json and manifest.yaml, as owseg-train text-encoder writes
-        them. The network takes int64 input_ids [n, tokens] and, where it has such an input,
+    folder: text.onnx, tokenizer.json and manifest.yaml, as owseg text-encoder and owseg-train
+        text-encoder write them. The network takes int64 input_ids [n, tokens] and, where it has such an input,
         attention_mask of the same shape, and returns float32 text_embedding [n, D] of unit length.
     providers: where to run, in order of preference: 'cpu', 'cuda', 'tensorrt'.
     threads: on the CPU; 0 takes one a core that this process may use.
@@ -65,7 +65,7 @@ class OnnxTextEncoder:
         except RUNTIME_ERRORS as error:
             raise self._error(
                 f'ONNX Runtime {onnxruntime.__version__} cannot load {self.folder.network.name}: '
-                f'{one_line(error)}; export it again, or install a newer onnxruntime') from error
+                f'{one_line(error)}; {AGAIN}; or install a newer onnxruntime') from error
         self._inputs = {value.name for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
         if not {TOKENS} <= self._inputs <= {TOKENS, MASK} or OUTPUT not in outputs:
@@ -114,15 +114,14 @@ class OnnxTextEncoder:
         if embeddings.shape != (len(texts), self.dim) or embeddings.dtype != np.float32:
             raise self._error(
                 f'the network returned {embeddings.dtype} {list(embeddings.shape)}, expected '
-                f'float32 {[len(texts), self.dim]}; export it again')
+                f'float32 {[len(texts), self.dim]}; {AGAIN}')
         # Not a number fails the comparison.
         if not (np.abs(np.linalg.norm(embeddings, axis=1) - 1) < _UNIT).all():
             raise self._error('the network returned vectors that are not of unit length; '
-                              'export it again')
+                              f'{AGAIN}')
         return embeddings
 
     def _open_tokenizer(self) -> tokenizers.Tokenizer:
-        again = 'export it again (owseg-train text-encoder)'
         path = self.folder.tokenizer
         try:
             tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
@@ -130,12 +129,12 @@ class OnnxTextEncoder:
         except Exception as error:  # noqa: B902
             raise self._error(
                 f'tokenizers {tokenizers.__version__} cannot load {path.name}: '
-                f'{one_line(error)}; {again}, or install newer tokenizers') from error
+                f'{one_line(error)}; {AGAIN}; or install newer tokenizers') from error
         truncation = tokenizer.truncation
         if not truncation or truncation['max_length'] != self.folder.max_tokens:
             raise self._error(
                 f'{path.name} does not cut texts at the {self.folder.max_tokens} tokens that '
-                f'the manifest states; {again}')
+                f'the manifest states; {AGAIN}')
         return tokenizer
 
     def _error(self, problem: str) -> TextEncoderError:
