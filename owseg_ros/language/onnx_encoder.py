@@ -39,8 +39,9 @@ class OnnxTextEncoder:
     Runs the text encoder in a folder; see language.contract.TextEncoder.
 
     folder: text.onnx, tokenizer.json and manifest.yaml, as owseg text-encoder and owseg-train
-        text-encoder write them. The network takes int64 input_ids [n, tokens] and, where it has such an input,
-        attention_mask of the same shape, and returns float32 text_embedding [n, D] of unit length.
+        text-encoder write them. The network takes int64 input_ids [n, tokens] and, where it has
+        such an input, attention_mask of the same shape, and returns float32 text_embedding
+        [n, D] of unit length.
     providers: where to run, in order of preference: 'cpu', 'cuda', 'tensorrt'.
     threads: on the CPU; 0 takes one a core that this process may use.
 
