@@ -94,7 +94,8 @@ class WordTable:
             raise DataError(f'{TABLES.name}: {", ".join(sorted(learned))} is held out and a word '
                             'to learn from')
         self._index = {word: i for i, word in enumerate(self.words)}
-        self.names = np.array([[word in group for group in groups] for word in self.words])
+        self.names = np.array([[word in group for group in groups] for word in self.words],
+                              bool).reshape(len(self.words), len(groups))
         self._pattern = re.compile(r'\b(?:' + '|'.join(
             re.escape(word) for word in sorted(self.words, key=len, reverse=True)) + r')\b')
 
