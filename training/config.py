@@ -47,7 +47,7 @@ class NetworkConfig:
     region_head: what embeds the regions in a text space, a name in network.region_embedding, or
     none; region_dim: D of that space; region_hidden_dim: channels that are pooled.  With
     frozen_clip (and backbone open_clip) classes are told by their texts: region_pooling is
-    soft_stride_8 or hard_stride_32 (FC-CLIP) and region_ensemble the shares of CLIP's own
+    soft_stride_4 or hard_stride_32 (FC-CLIP) and region_ensemble the shares of CLIP's own
     embeddings for classes that training has seen and others, see network.frozen_clip.
     outlier_class: one more column of the class head between the known classes and no-object, for
     outliers (UNO); outlier_head: DenseHybrid's per-pixel head (RbA eq 16).  Outlier supervision
@@ -75,7 +75,7 @@ class NetworkConfig:
     region_head: str = 'none'
     region_dim: int = 384
     region_hidden_dim: int = 256
-    region_pooling: str = 'soft_stride_8'
+    region_pooling: str = 'soft_stride_4'
     region_ensemble: tuple[float, float] = (0.4, 0.8)
     outlier_class: bool = False
     outlier_head: bool = False
@@ -198,6 +198,8 @@ class GroundingConfig:
     softmax over regions has the temperature, else 1 as printed. region_weight: of the
     cross-entropy of regions whose concept the labels tell, 0 for words of whole images alone;
     mask_weight: of the class-agnostic mask loss, where masks are trained.
+    captions: folder of pictures with captions (data.captions.CaptionFolder) that are learned from
+    instead of the labelled set, whose objects and region_weight have no part then.
     objects: cut-outs to paste under their own names, see data.datasets.open_cutouts, '' for none;
     object_probability, object_height: see OutlierConfig.
     trainable: parts of the network, as outliers.freeze_except names them.
@@ -212,6 +214,7 @@ class GroundingConfig:
     sharp: bool = True
     region_weight: float = 1.0
     mask_weight: float = 1.0
+    captions: str | None = None
     objects: str = 'cutouts'
     object_probability: float = 0.5
     object_height: tuple[float, float] = (0.15, 0.7)

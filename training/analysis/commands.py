@@ -70,6 +70,26 @@ def _modes(options: argparse.Namespace) -> None:
         limit=options.limit))
 
 
+def _pooling(options: argparse.Namespace) -> None:
+    from owseg_training.analysis.pooling import write_pooling
+    from owseg_training.network.backbone import build_backbone
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    backbone = build_backbone(options.backbone, options.pretrained,
+                              {'model': options.model} if options.model else None)
+    device = options.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    title = options.model or options.backbone
+    if options.pretrained is None:
+        title += ' with random weights'
+    known = None if options.data_set == 'none' else tuple(
+        _sets([f'{options.data_set}:train', f'{options.data_set}:val'], options))
+    anomalies = None if options.anomalies == 'none' else _sets([options.anomalies], options)[0]
+    print(write_pooling(backbone.eval().to(device), title, options.out, anomalies, known,
+                        every=options.every, limit=options.limit))
+
+
 def _share(value: str) -> float:
     share = float(value)
     if not 0 < share <= 1:
@@ -137,3 +157,24 @@ def add_analyse(stages: argparse._SubParsersAction) -> None:
                        help="cluster scores in the order of the classes, not each pixel's "
                             'largest first')
     modes.add_argument('--seed', type=int, default=0, help='of the sampling and of k-means')
+
+    text = 'what pooling loses of small regions: soft masks against hard ones at stride 32'
+    pooling = analyses.add_parser('pooling', help=text, description=text)
+    pooling.add_argument('--backbone', default='open_clip', help='default: open_clip')
+    pooling.add_argument('--model', help='of open_clip: RN50, convnext_base_w, ...')
+    pooling.add_argument('--pretrained', help='its weights (default: random)')
+    pooling.add_argument('--data-set', default='camvid', metavar='NAME',
+                         help='labelled set with the splits train and val, none for without '
+                              '(default: camvid)')
+    pooling.add_argument('--anomalies', default='road_anomaly', metavar='NAME[:SPLIT]',
+                         help='set with masks of anomalies, none for without (default: '
+                              'road_anomaly)')
+    pooling.add_argument('--out', type=Path, required=True,
+                         help='folder for the table and its JSON')
+    pooling.add_argument('--data', help='folder of all data sets')
+    pooling.add_argument('--every', type=_count, default=1, metavar='N',
+                         help='fit the probe on each n-th frame (default 1)')
+    pooling.add_argument('--limit', type=_count, help='only the first frames of each set')
+    pooling.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
+    pooling.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
+    pooling.set_defaults(run_command=_pooling)

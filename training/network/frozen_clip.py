@@ -24,14 +24,13 @@ from collections.abc import Mapping, Sequence
 
 from owseg_training.config import ConfigError, NetworkConfig
 from owseg_training.network.clip_backbone import OpenClipBackbone
-from owseg_training.network.region_embedding import (
-    PooledRegionHead, RegionEmbeddings, soft_masks, STRIDE)
+from owseg_training.network.region_embedding import PooledRegionHead, RegionEmbeddings, soft_masks
 import torch
 from torch import nn
 from torch.nn import functional
 
 FROZEN_CLIP = 'frozen_clip'
-SOFT, HARD = 'soft_stride_8', 'hard_stride_32'
+SOFT, HARD = 'soft_stride_4', 'hard_stride_32'
 POOLINGS = (SOFT, HARD)
 
 Predictions = list[tuple[torch.Tensor, torch.Tensor]]
@@ -39,30 +38,23 @@ Predictions = list[tuple[torch.Tensor, torch.Tensor]]
 
 def cell_weights(mask_logits: torch.Tensor, size: tuple[int, int], pooling: str) -> torch.Tensor:
     """
-    Return how much each cell of a coarse map takes part in a region, [B, N, *size], 0 or more.
+    Return how much each cell of a coarse map takes part in a region, [B, N, *size], in 0..1.
 
     mask_logits [B, N, H/4, W/4]; size: (height, width) of the map, H/32, W/32.
     hard_stride_32: 1 where the mask logits, resized to the map, are above 0, as FC-CLIP has it; a
     mask that covers the middle of no cell vanishes.
-    soft_stride_8: the mean under the weights is that of the map, bilinearly upsampled to stride
-    8, under the soft mask at that stride: the upsampling's adjoint is applied to the masks,
-    which have fewer channels than the map. No mask vanishes.
+    soft_stride_4: the square of the share of the cell that the soft mask covers, of a mean over
+    the region's pixels in which a pixel counts as much as its cell is the region's. No mask
+    vanishes, and a cell at the border of a region says less about it than one within.
     """
     if pooling == HARD:
         resized = functional.interpolate(mask_logits, size=size, mode='bilinear',
                                          align_corners=False)
         return (resized > 0).to(mask_logits)
-    fine = mask_logits.shape[-2] * 4 // STRIDE, mask_logits.shape[-1] * 4 // STRIDE
-    masks = soft_masks(mask_logits, fine)
-    rows, columns = (_upsampling(coarse, full).to(masks) for coarse, full in zip(size, fine))
-    # As shares of a cell, so that a cell inside of the region has the weight 1.
-    return rows.T @ masks @ columns * (size[0] * size[1] / (fine[0] * fine[1]))
-
-
-def _upsampling(size: int, fine: int) -> torch.Tensor:
-    """Return the matrix [fine, size] of bilinear interpolation along one side."""
-    return functional.interpolate(torch.eye(size)[None], size=fine, mode='linear',
-                                  align_corners=False)[0].T
+    # Faint, but everywhere: what is below one half would outweigh a small region.
+    shares = soft_masks(mask_logits.where(mask_logits > 0, -torch.inf), size)
+    faint = soft_masks(mask_logits, size)
+    return shares.where(shares.amax((2, 3), keepdim=True) > 0, faint).square()
 
 
 class FrozenClipHead(PooledRegionHead):
