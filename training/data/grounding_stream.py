@@ -44,14 +44,23 @@ class Truth(NamedTuple):
 
     concepts: uint8 [B, H, W], ids of the stream's labels, 255 where nothing is known.
     words: int64 [B, MAX_WORDS], indices into the word table, -1 for none.
+    regions: uint8 [B, H, W], ids of class-agnostic masks, 255 for none; the concepts where those
+    are known.
     """
 
     concepts: torch.Tensor
     words: torch.Tensor
+    regions: torch.Tensor
 
     def to(self, *args: Any, **options: Any) -> Truth:
         """Move the tensors."""
         return Truth(*(tensor.to(*args, **options) for tensor in self))
+
+
+def keep_words(words: Sequence[int], keep: float, rng: np.random.Generator) -> np.ndarray:
+    """Return int64 [MAX_WORDS]: each word with a probability, then -1; the first ones if full."""
+    kept = [word for word in words if rng.random() < keep][:MAX_WORDS]
+    return np.array(kept + [-1] * (MAX_WORDS - len(kept)), np.int64)
 
 
 def stream_labels(data_set: DataSet, objects: CutoutSet | None) -> tuple[str, ...]:
@@ -83,16 +92,13 @@ class GroundingStream(ClosedSetStream):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Truth]:
         image, label = super().__getitem__(index)
         rng = np.random.default_rng((self.seed, 5, index))
-        return image, Truth(label, torch.from_numpy(self._words(label.numpy(), rng)))
+        return image, Truth(label, torch.from_numpy(self._words(label.numpy(), rng)), label)
 
     def _words(self, label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         counts = np.bincount(label.ravel(), minlength=256)[:len(self.ids)]
-        words = np.full(MAX_WORDS, -1, np.int64)
         seen = np.flatnonzero(counts > _SEEN * label.size)
         drawn = [self.table.draw(concept, self.grounding.hypernyms, rng) for concept in seen]
-        kept = [word for word in drawn if rng.random() < self.grounding.keep][:MAX_WORDS]
-        words[:len(kept)] = kept
-        return words
+        return keep_words(drawn, self.grounding.keep, rng)
 
     def _sample(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         image, label = super()._sample(index, rng)
@@ -106,7 +112,7 @@ class GroundingStream(ClosedSetStream):
 
     def _street(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         frame = _scene(int(rng.integers(_STREETS))).render(int(rng.integers(3000)))
-        label = self.data_set.map_label(frame.labels)
+        label = self.data_set.map_label(frame.labels).copy()
         # Nearer hazards have later boxes' pixels only where they are seen.
         for hazard in sorted(frame.hazards, key=lambda hazard: -hazard.distance_m):
             x0, y0, x1, y1 = hazard.box
