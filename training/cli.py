@@ -40,7 +40,8 @@ def _training_config(options: argparse.Namespace) -> Config:
             ('accumulate', config.optimizer, 'accumulate'),
             ('autocast', config.optimizer, 'autocast'), ('cutouts', config.outliers, 'cutouts'),
             ('categories', config.outliers, 'categories'),
-            ('loss', config.outliers, 'loss'), ('trainable', config.outliers, 'trainable')):
+            ('loss', config.outliers, 'loss'), ('trainable', config.outliers, 'trainable'),
+            ('captions', config.grounding, 'captions')):
         if getattr(options, name, None):
             setattr(part, key, getattr(options, name))
     return config
@@ -91,6 +92,27 @@ def _grounding(options: argparse.Namespace) -> None:
         training.run(validate_every=None)
     finally:
         distributed.leave()
+
+
+def _pseudo_masks(options: argparse.Namespace) -> None:
+    from owseg_training.pseudo_masks import write_pseudo_masks
+
+    count = write_pseudo_masks(options.teacher, options.images, options.confidence,
+                               options.device)
+    print(f'wrote the regions of {count} pictures to {options.images / "regions"}')
+
+
+def _add_pseudo_masks(stages: argparse._SubParsersAction) -> None:
+    stage = stages.add_parser('pseudo-masks',
+                              help='write the masks of a run as labels for pictures without')
+    stage.add_argument('--teacher', type=Path, required=True, help='folder of the trained run')
+    stage.add_argument('--images', type=Path, required=True, metavar='FOLDER',
+                       help='images/<name>.* to read, regions/<name>.png to write')
+    stage.add_argument('--confidence', type=float, default=0.5,
+                       help='masks that are an object with less probability are left out '
+                            '(default 0.5)')
+    stage.add_argument('--device', help='cpu, cuda, cuda:1 (default: cpu)')
+    stage.set_defaults(run_command=_pseudo_masks)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -217,8 +239,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _evaluate_language(options: argparse.Namespace) -> None:
     from owseg_ros.language.installed import open_text_encoder
     from owseg_training.data.datasets import open_data_set
-    from owseg_training.evaluate.language_report import (
-        evaluate_queries, markdown, write_report)
+    from owseg_training.evaluate.language_report import evaluate_queries, markdown, write_report
 
     wanted = options.data_set or [('camvid', 'val', None), ('camseq01', None, None),
                                   ('idd_lite', 'val', None)]
@@ -437,8 +458,12 @@ def build_parser() -> argparse.ArgumentParser:
                                                   'the installed one, owseg text-encoder)')
     grounding.add_argument('--trainable', nargs='+', metavar='PART',
                            help='override: region_head, all, or other parts of the network')
+    grounding.add_argument('--captions', metavar='FOLDER',
+                           help='override: learn from images/<name>.* with captions.json and, '
+                                'where masks learn too, regions/<name>.png')
     _add_training_options(grounding)
     grounding.set_defaults(run_command=_grounding)
+    _add_pseudo_masks(stages)
 
     sweep = stages.add_parser('sweep', help='vary one setting: runs, a table and a picture')
     sweep.add_argument('name', help='a sweep of training/recipes/sweeps, or a YAML path')

@@ -24,6 +24,7 @@ from owseg_ros.language import default_vocabulary, TextEncoder
 from owseg_training.class_texts import TEXT_SPACE
 from owseg_training.closed_set import ClosedSetTraining, load_network
 from owseg_training.config import Config, ConfigError
+from owseg_training.data.captions import caption_nouns, CaptionFolder, CaptionStream
 from owseg_training.data.cutouts import CutoutSet
 from owseg_training.data.datasets import COCO_ROAD_CATEGORIES, open_cutouts
 from owseg_training.data.grounding_stream import GroundingStream, stream_labels
@@ -64,6 +65,14 @@ def absent_words(table: WordTable, hidden: Sequence[str] = ()) -> list[str]:
                    if wording not in known})
 
 
+def _check_space(start: Path, encoder: TextEncoder) -> None:
+    known = start / TEXT_SPACE
+    if known.is_file() and known.read_text().strip() != encoder.space:
+        raise ConfigError(f'{start} embeds its regions in the text space '
+                          f'{known.read_text().strip()}, and the text encoder is of '
+                          f'{encoder.space}; give the encoder of that space')
+
+
 class GroundingTraining(ClosedSetTraining):
     """
     Training of region embeddings; folder and resuming as for ClosedSetTraining.
@@ -72,21 +81,25 @@ class GroundingTraining(ClosedSetTraining):
     words; its space becomes the network's. With a trainable of region_head alone, masks and
     classes stay exactly those of the start; with others, masks learn by the class-agnostic loss
     and class head and pixel classifier stay.
-    Raises ConfigError when the start has other classes than the data set, or a part to train is
-    not there.
+    With config.grounding.captions, pictures with captions take the place of the labelled set,
+    which still names the classes and validates.
+    Raises ConfigError when the start has other classes than the data set or embeds its regions
+    in another text space, or a part to train is not there.
     """
 
     def __init__(self, config: Config, folder: str | Path, start: str | Path,
                  encoder: TextEncoder, device: str | None = None) -> None:
         self._start, start_config = load_network(start)
+        _check_space(Path(start), encoder)
         self.encoder = encoder
         config.network = start_config.network
         config.data.hidden = start_config.data.hidden
         config.stage = 'grounding'
         grounding = config.grounding
+        self.captions = CaptionFolder(grounding.captions) if grounding.captions else None
         self.objects: CutoutSet | None = open_cutouts(
             grounding.objects, None, root=config.data.root,
-            exclude=COCO_ROAD_CATEGORIES) if grounding.objects else None
+            exclude=COCO_ROAD_CATEGORIES) if grounding.objects and not self.captions else None
         super().__init__(config, folder, device)
         if self.processes.first:
             record_start(start, self.folder)
@@ -99,11 +112,12 @@ class GroundingTraining(ClosedSetTraining):
                               f'{self.data_set.title} has {num_classes}')
         network.add_region_head(REGION_HEAD, self.encoder.dim,
                                 self.config.grounding.region_hidden_dim)
-        self.trainable, self.parameters = freeze_except(network, self.config.grounding.trainable)
+        _, self.parameters = freeze_except(network, self.config.grounding.trainable)
         # No loss of this stage reaches them.
         network.transformer_decoder.class_embed.requires_grad_(False)
         if network.pixel_classifier is not None:
             network.pixel_classifier.requires_grad_(False)
+        self.trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
         return network.train()
 
     @property
@@ -111,7 +125,7 @@ class GroundingTraining(ClosedSetTraining):
         return stream_labels(self.data_set, self.objects)
 
     def _make_criterion(self, num_classes: int) -> nn.Module:
-        self.table = WordTable(self._labels)
+        self.table = WordTable(self._labels, caption_nouns() if self.captions else ())
         words = word_embeddings(self.encoder, list(self.table.words))
         absent = word_embeddings(
             self.encoder, absent_words(self.table, self.config.data.hidden))
@@ -122,5 +136,9 @@ class GroundingTraining(ClosedSetTraining):
                                   torch.from_numpy(self.table.names), absent, with_masks)
 
     def _make_stream(self, length: int) -> Dataset:
-        return GroundingStream(self.data_set, self.config.data, self.config.optimizer.seed, length,
-                               self.config.grounding, self.table, self._labels, self.objects)
+        config, seed = self.config, self.config.optimizer.seed
+        if self.captions is not None:
+            return CaptionStream(self.captions, config.data, seed, length, config.grounding,
+                                 self.table)
+        return GroundingStream(self.data_set, config.data, seed, length, config.grounding,
+                               self.table, self._labels, self.objects)

@@ -66,8 +66,10 @@ def best_proposal_dice(mask_logits: torch.Tensor, masks: torch.Tensor) -> torch.
     Return the soft dice loss of each true mask with the proposal that fits it best, their mean.
 
     mask_logits [N, h, w]; masks float [G, h, w].  Class-agnostic, and without a matching: two
-    masks may share a proposal (OpenSeg).
+    masks may share a proposal (OpenSeg).  0 without masks.
     """
+    if not len(masks):
+        return mask_logits.sum() * 0
     proposals = mask_logits.sigmoid().flatten(1)
     targets = masks.flatten(1)
     overlap = proposals @ targets.T
@@ -121,8 +123,8 @@ class GroundingCriterion(nn.Module):
                 prediction, regions, truth, scale, generator)
         if self.with_masks:
             losses['masks'] = config.mask_weight * share * torch.stack([
-                best_proposal_dice(logits, _masks(concepts, logits.shape[-2:])[1])
-                for logits, concepts in zip(prediction.mask_logits, truth.concepts)]).mean()
+                best_proposal_dice(logits, _masks(regions, logits.shape[-2:])[1])
+                for logits, regions in zip(prediction.mask_logits, truth.regions)]).mean()
         return losses
 
     def _grounding(self, regions: torch.Tensor, words: torch.Tensor,
@@ -176,7 +178,7 @@ class GroundingCriterion(nn.Module):
 
 
 def _masks(concepts: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the concepts of uint8 [H, W] (int64 [G]) and their masks [G, *size], 0..1."""
+    """Return the ids in uint8 [H, W] but for 255 (int64 [G]), their masks [G, *size], 0..1."""
     counts = torch.bincount(concepts.flatten().long(), minlength=256)[:VOID]
     ids = (counts > _SMALLEST * concepts.numel()).nonzero().flatten()
     masks = (concepts[None] == ids[:, None, None]).float()
