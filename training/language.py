@@ -129,7 +129,8 @@ def choose_threshold(reader: LanguageReader, data_set: DataSet) -> tuple[float, 
     Return the default threshold of a query's score, and in words how it was chosen.
 
     The one with the largest mean IoU over calibration_wordings, each asked for by its bare text,
-    among those at which absent things take at most FALSE_ALARMS of the pixels on average.
+    among those at which absent things take at most FALSE_ALARMS of the pixels on average; the
+    highest one where there is none such.
     """
     asked = calibration_wordings([c.name for c in data_set.classes])
     every = max(1, len(data_set.items) // FRAMES)
@@ -138,6 +139,7 @@ def choose_threshold(reader: LanguageReader, data_set: DataSet) -> tuple[float, 
     mean_iou = counts.iou()[~absent].mean(0)
     alarms = counts.false_positive_rate()[absent].mean(0)
     allowed = np.flatnonzero(alarms <= FALSE_ALARMS)
+    allowed = allowed if len(allowed) else np.array([BINS - 1])
     best = int(allowed[np.argmax(mean_iou[allowed])])
     return best / BINS, (
         f'largest mean IoU ({mean_iou[best]:.3f}) of {int((~absent).sum())} wordings of the '

@@ -29,8 +29,8 @@ import numpy as np
 from owseg_ros.engine.contract import NetworkOutput
 from owseg_ros.frame import Frame
 from owseg_ros.language import (
-    default_vocabulary, NO_EXPANSION, PreparedQueries, QueryScorer, QuerySet, TextEncoder,
-    Vocabulary)
+    default_vocabulary, LanguageError, NO_EXPANSION, PreparedQueries, QueryScorer, QuerySet,
+    TextEncoder, Vocabulary)
 from owseg_ros.language.regions import AnomalousRegions, Region
 from owseg_ros.readout import CpuReadout
 from owseg_ros.segmenter import Segmenter
@@ -82,12 +82,17 @@ class LanguageReader:
     Reads scores of queries out of a bundle's network, as the robot would publish them.
 
     segmenter: of a bundle with region embeddings; encoder: of its text space.
-    Raises LanguageError where bundle and encoder do not go together.
+    Raises LanguageError where bundle and encoder do not go together, or the bundle has no
+    language.
     """
 
     def __init__(self, segmenter: Segmenter, encoder: TextEncoder) -> None:
         self.segmenter = segmenter
         self.encoder = encoder
+        if segmenter.bundle.language is None:
+            raise LanguageError(
+                f'bundle {segmenter.bundle.name} has no region embeddings that answer texts; '
+                'export a run of owseg-train grounding')
         self.scorer = QueryScorer(segmenter.bundle.language, encoder)
         self._readout = CpuReadout()
 
@@ -147,7 +152,7 @@ class ScoreCounts:
     """
     How often scores occur: int64 [Q, 2, BINS] of pixels outside of and in each query's class.
 
-    alarms: int64 [Q, BINS + 1], frames in which more than ALARM of the pixels have a score in the
+    alarms: int64 [Q, BINS], frames in which more than ALARM of the pixels have a score in the
     bin or above. Bin b holds the scores from b / BINS on.
     """
 

@@ -62,13 +62,21 @@ def class_texts(name: str) -> tuple[str, ...]:
 
 
 def wordings(classes: Sequence[str]) -> tuple[Wording, ...]:
-    """Return the wordings of those classes that the tables know, and the absent things."""
+    """
+    Return the wordings of those classes that the tables know, and the absent things.
+
+    No text twice: the first class has it, and what names a class is not absent.
+    """
     found = [Wording(text, NAME, i) for i, name in enumerate(classes)
              for text in class_texts(name)]
     for i, name in enumerate(classes):
         for kind, texts in _tables()['robustness'].get(name, {}).items():
             found += [Wording(text, kind, i) for text in texts]
-    return (*found, *(Wording(text, 'absent', None) for text in _tables()['absent']))
+    found += [Wording(text, 'absent', None) for text in _tables()['absent']]
+    first: dict[str, Wording] = {}
+    for wording in found:
+        first.setdefault(wording.text, wording)
+    return tuple(first.values())
 
 
 def query_sets(encoder: TextEncoder, groups: Mapping[str, Sequence[str]],
