@@ -280,7 +280,7 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
     def type_query() -> None:
         # As a person would: once there is something to see.
         if queries and recording.frames:
-            message = queries.due(recording.last - recording.first)
+            message = queries.due(recording.last - recording.first, recorder.seconds())
             if message is not None and recorder.ask(message):
                 queries.typed(recorder.seconds())
 

@@ -24,6 +24,7 @@ from owseg_ros.bundle import Bundle
 from owseg_ros.errors import OwsegError
 from owseg_ros.language.encoder_folder import MANIFEST
 from owseg_ros.language.installed import advice, default_text_encoder_path, SENTENCE_SPACE
+from owseg_ros.language.live import READY, UNAVAILABLE
 from owseg_ros.language.queries import parse_queries
 from owseg_ros.pictures import QueryPicture
 from owseg_ros.render import distinct_colors
@@ -64,7 +65,8 @@ class DemoQueries:
     The messages of a demo, typed one after the other, each in place of the one before.
 
     messages: as the topic `query` takes them; seconds: length of the demo, over which they are
-    spread evenly, the first at its start. All times are in seconds of the same clock.
+    spread evenly, the first at its start; one that comes late leaves the next half its time.
+    All times are in seconds of the same clock.
     """
 
     def __init__(self, messages: Sequence[str], seconds: float) -> None:
@@ -74,18 +76,30 @@ class DemoQueries:
             query.name for message in messages for query in parse_queries(message).queries))
         # One colour a name over all messages, so that one legend serves the whole demo.
         self.colors = dict(zip(names, distinct_colors(len(names))))
+        self._state = ''
+        self._pause = seconds / len(messages) / 2
 
-    def due(self, since_start: float) -> str | None:
-        """Return the message to type now, None where it is not yet time for the next."""
-        waiting = next((asked for asked in self._all if asked.asked is None), None)
-        return waiting.message if waiting and since_start >= waiting.due else None
+    def due(self, since_start: float, now: float) -> str | None:
+        """
+        Return the message to type now, None where it is not yet time for the next.
+
+        None as well until `query/status` has said that the text encoder is open, or why not, and
+        what became of the message before.
+        """
+        before, waiting = self._last(), self._next()
+        if waiting is None or self._state not in (READY, UNAVAILABLE):
+            return None
+        if before and (before.answered is None or now < before.asked + self._pause):
+            return None
+        return waiting.message if since_start >= waiting.due else None
 
     def typed(self, now: float) -> None:
         """Note that the message that was due has been published."""
-        next(asked for asked in self._all if asked.asked is None).asked = now
+        self._next().asked = now
 
     def answered(self, answer: dict[str, Any], now: float) -> None:
         """Take a message of `query/status`; what answers nothing that was typed is passed by."""
+        self._state = answer['state']
         asked = self._last()
         if asked and asked.answered is None and (
                 answer['accepted'] or answer['rejected'] or answer['error']):
@@ -110,14 +124,16 @@ class DemoQueries:
 
     def report(self) -> list[dict[str, Any]]:
         """
-        Return an entry a message that was typed.
+        Return an entry a message.
 
-        answer_ms, first_mask_ms: from typing to the answer and to the
-        arrival of the first mask, None where there was none; frames: with its masks; shares:
-        name to mean and best share of the pixels; rejected, error: as the node put them.
+        typed: whether it was, before the recording ended; answer_ms, first_mask_ms: from typing
+        to the answer and to the arrival of the first mask, None where there was none; frames:
+        with its masks; shares: name to mean and best share of the pixels; rejected, error: as
+        the node put them.
         """
         return [{
             'message': asked.message,
+            'typed': asked.asked is not None,
             'answer_ms': _since(asked.asked, asked.answered),
             'first_mask_ms': _since(asked.asked, asked.first_mask),
             'frames': len(asked.shares),
@@ -126,8 +142,10 @@ class DemoQueries:
                            asked.answer.get('active', ()), np.mean(asked.shares, axis=0),
                            np.max(asked.shares, axis=0))} if asked.shares else {},
             'rejected': asked.answer.get('rejected', []),
-            'error': asked.answer.get('error', '')}
-            for asked in self._all if asked.asked is not None]
+            'error': asked.answer.get('error', '')} for asked in self._all]
+
+    def _next(self) -> _Asked | None:
+        return next((asked for asked in self._all if asked.asked is None), None)
 
     def _last(self) -> _Asked | None:
         return next((asked for asked in reversed(self._all) if asked.asked is not None), None)
@@ -139,6 +157,8 @@ def _since(start: float, end: float | None) -> float | None:
 
 def describe(entry: dict[str, Any]) -> str:
     """Return an entry of DemoQueries.report as a line for people."""
+    if not entry['typed']:
+        return 'not typed: the recording ended before it was time, or the text encoder was open'
     if entry['error']:
         return f'not answered: {entry["error"]}'
     parts = [f'not {part["entry"]!r}: {part["reason"]}' for part in entry['rejected']]

@@ -19,19 +19,29 @@ from support.tiny_bundle import make_tiny_bundle
 from support.tiny_text_encoder import make_tiny_text_encoder
 
 
-def answer(*active, rejected=(), error=''):
+def answer(*active, rejected=(), error='', state='ready'):
     """Return what a message of query/status says."""
-    return {'active': list(active), 'accepted': list(active), 'rejected': list(rejected),
-            'error': error}
+    return {'state': state, 'active': list(active), 'accepted': list(active),
+            'rejected': list(rejected), 'error': error}
 
 
 def test_messages_are_typed_one_after_the_other():
     queries = DemoQueries(['car, cone', 'Road'], seconds=10)
-    assert queries.due(0.0) == 'car, cone'
+    assert queries.due(0.0, 99.0) is None
+    queries.answered(answer(state='opening'), 99.0)
+    assert queries.due(0.0, 99.0) is None
+    assert describe(queries.report()[0]).startswith('not typed: ')
+    queries.answered(answer(), 99.5)
+    assert queries.due(0.0, 100.0) == 'car, cone'
     queries.typed(100.0)
-    assert queries.due(4.9) is None and queries.due(5.0) == 'Road'
+    assert queries.due(6.0, 106.0) is None
+    queries.answered(answer('car', 'cone'), 100.1)
+    assert queries.due(4.9, 104.9) is None and queries.due(5.0, 105.0) == 'Road'
+    # The first was late.
+    assert queries.due(9.0, 102.4) is None and queries.due(9.0, 102.6) == 'Road'
     queries.typed(105.0)
-    assert queries.due(99.0) is None
+    queries.answered(answer('road'), 105.1)
+    assert queries.due(99.0, 199.0) is None
     assert list(queries.colors) == ['car', 'cone', 'road']
     assert len(set(queries.colors.values())) == 3
 
@@ -65,6 +75,8 @@ def test_only_masks_of_the_set_that_was_typed_count():
 
 def test_what_was_not_taken_says_why():
     queries = DemoQueries(['car, \x01', 'road'], seconds=10)
+    queries.answered(answer(error='no text encoder', state='unavailable'), 99.0)
+    assert queries.due(0.0, 99.0) == 'car, \x01'
     queries.typed(100.0)
     queries.answered(answer('car', rejected=[{'entry': '\\x01', 'reason': 'it is bad'}]), 100.1)
     queries.typed(105.0)
