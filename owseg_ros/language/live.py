@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+import os
 import threading
 import time
 import traceback
@@ -32,6 +33,7 @@ from owseg_ros.bundle import LanguageInfo
 from owseg_ros.errors import OwsegError
 from owseg_ros.language.book import QueryBook
 from owseg_ros.language.cache import CachingTextEncoder
+from owseg_ros.language.naming import RegionNamer
 from owseg_ros.language.queries import parse_queries, ParsedQueries, Rejection
 from owseg_ros.language.scores import LanguageError, PreparedQueries, QueryScorer
 from owseg_ros.language.vocabulary import default_vocabulary, load_vocabulary
@@ -46,6 +48,9 @@ While messages come faster than they are answered, the thread rests between two 
 least PAUSE_SECONDS, and this many times as long as the answer took.
 """
 
+WATCH_SECONDS = 1.0
+"""How often a vocabulary file is looked at, whether it has been edited."""
+
 RETRY_SECONDS = 3.0
 """A text encoder that could not be opened is tried again by a message, at most so often."""
 
@@ -58,7 +63,8 @@ class LanguageSetup:
     model: name of the bundle, for messages. language: its section, None where it has none.
     text_encoder: folder of the encoder, '' for the default one. vocabulary: file with other
     wordings, '' for the built-in one; reading: rises when it is to be read again. threshold: of
-    queries without one of their own, None for that of the model.
+    queries without one of their own, None for that of the model. names: whether the vocabulary
+    is to name regions too (language.naming); only for models with text features.
     """
 
     model: str
@@ -67,6 +73,7 @@ class LanguageSetup:
     vocabulary: str = ''
     reading: int = 0
     threshold: Optional[float] = None
+    names: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ class LanguageState:
     last message could not be answered; it says what to do. space: of the texts, '' while there
     is no text encoder. version, active: the live set. messages, superseded, answered: counts
     since the start; once none waits, the last two make up the first. text_passes, text_ms:
-    calls of the encoder for texts that it did not know, and the ms of the last.
+    calls of the encoder for texts that it did not know, and the ms of the last. names: how many
+    names regions can have; names_error: why they have none.
     """
 
     state: str = UNCONFIGURED
@@ -91,6 +99,8 @@ class LanguageState:
     answered: int = 0
     text_passes: int = 0
     text_ms: float = 0.0
+    names: int = 0
+    names_error: str = ''
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,7 @@ class LiveQueries:
         self._done: Optional[tuple[int, Optional[LanguageSetup]]] = (0, None)
         self._message: Optional[str] = None
         self._prepared: Optional[PreparedQueries] = None
+        self._namer: Optional[RegionNamer] = None
         self._state = LanguageState()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name='queries', daemon=True)
@@ -160,6 +171,11 @@ class LiveQueries:
     def prepared(self) -> Optional[PreparedQueries]:
         """Return the live set, None where there can be none; never waits."""
         return self._prepared
+
+    @property
+    def namer(self) -> Optional[RegionNamer]:
+        """Return what names regions, None where nothing does; never waits."""
+        return self._namer
 
     @property
     def state(self) -> LanguageState:
@@ -191,9 +207,9 @@ class LiveQueries:
 
     def adjust(self, **changes: Any) -> None:
         """
-        Change vocabulary or threshold; the live queries are prepared again.
+        Change vocabulary, threshold or names; the live queries are prepared again.
 
-        A vocabulary is read again also where its name is the same.
+        A vocabulary is read again also where its path is the same, and where the file changes.
         """
         with self._changed:
             if self._setup is not None:
@@ -215,10 +231,10 @@ class LiveQueries:
         with self._changed:
             self._epoch += 1
             dropped = self._message
-            self._setup, self._message, self._prepared = setup, message, None
+            self._setup, self._message, self._prepared, self._namer = setup, message, None, None
             before = self._state
             self._state = replace(
-                before, state=state, error='', space='', active=(),
+                before, state=state, error='', space='', active=(), names=0, names_error='',
                 messages=before.messages + (message is not None),
                 superseded=before.superseded + (dropped is not None))
             self._changed.notify_all()
@@ -228,8 +244,14 @@ class LiveQueries:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._message is not None
-                                       or self._done != (self._epoch, self._setup))
+                watches = self._setup is not None and self._setup.vocabulary
+                if not self._changed.wait_for(
+                        lambda: self._stopped or self._message is not None
+                        or self._done != (self._epoch, self._setup),
+                        WATCH_SECONDS if watches else None):
+                    if self._work.vocabulary_edited():
+                        self._setup = replace(self._setup, reading=self._setup.reading + 1)
+                    continue
                 if self._stopped:
                     return
                 epoch, setup, message = self._epoch, self._setup, self._message
@@ -238,12 +260,14 @@ class LiveQueries:
             start = time.monotonic()
             try:
                 self._do(epoch, setup, message)
+                rest = max(PAUSE_SECONDS, PAUSE_SHARE * (time.monotonic() - start))
+                self._name(epoch, setup)
             except Exception:
+                rest = PAUSE_SECONDS
                 self._failed(traceback.format_exc())
             with self._changed:
                 self._done = (epoch, setup)
                 if self._state.superseded > superseded:
-                    rest = max(PAUSE_SECONDS, PAUSE_SHARE * (time.monotonic() - start))
                     self._changed.wait_for(lambda: self._stopped, rest)
 
     def _do(self, epoch: int, setup: Optional[LanguageSetup], message: Optional[str]) -> None:
@@ -273,6 +297,20 @@ class LiveQueries:
         if prepared is not before:
             self._live()
 
+    def _name(self, epoch: int, setup: Optional[LanguageSetup]) -> None:
+        """Follow the setup in what names regions, after the queries: many texts are encoded."""
+        error = ''
+        try:
+            self._work.make_namer(setup)
+        except OwsegError as problem:
+            error = str(problem)
+        namer = self._work.namer
+        with self._changed:
+            if epoch == self._epoch and (namer is not self._namer or error):
+                self._namer = namer
+                self._state = replace(self._state, names=len(namer.names) if namer else 0,
+                                      names_error=error, **self._work.report())
+
 
 class _Work:
     """What the thread alone touches: encoder, scorer and book of a setup."""
@@ -295,7 +333,10 @@ class _Work:
         self._book: Optional[QueryBook] = None
         self._live: Optional[ParsedQueries] = None
         self._threshold: Optional[float] = None
+        self._named_by: Optional[QueryScorer] = None
+        self._edited: Any = None
         self.prepared: Optional[PreparedQueries] = None
+        self.namer: Optional[RegionNamer] = None
 
     @property
     def state(self) -> str:
@@ -345,6 +386,18 @@ class _Work:
             self._version = self.prepared.version
         return accepted
 
+    def make_namer(self, setup: Optional[LanguageSetup]) -> None:
+        """Make `namer` what the setup says, once for each vocabulary; raises OwsegError."""
+        scorer = self._scorer if setup is not None and setup.names else None
+        if scorer is not self._named_by:
+            self._named_by, self.namer = scorer, None
+            if scorer is not None:
+                self.namer = RegionNamer(scorer, setup.vocabulary)
+
+    def vocabulary_edited(self) -> bool:
+        """Return whether the vocabulary file is another than the one that was read last."""
+        return self._setup is not None and self._edited != _edited(self._setup.vocabulary)
+
     def _follow(self, setup: LanguageSetup) -> None:
         """Open the text encoder and read the vocabulary, where that is not done yet."""
         if setup.language is None:
@@ -363,10 +416,14 @@ class _Work:
                 # It may be another one that is there at the next attempt.
                 self._close()
                 self._refused, self._problem, self._tried = setup, problem, time.monotonic()
+            else:
+                # The words of before stay until the file, or the parameter, changes again.
+                self._vocabulary = setup.vocabulary, setup.reading
             raise
 
     def _read_vocabulary(self, setup: LanguageSetup) -> None:
         """Begin another book, with what was live before."""
+        self._edited = _edited(setup.vocabulary)
         vocabulary = (load_vocabulary(setup.vocabulary) if setup.vocabulary
                       else default_vocabulary())
         scorer = QueryScorer(setup.language, self._encoder, vocabulary)
@@ -381,3 +438,13 @@ class _Work:
         if self._encoder is not None:
             self._passes += self._encoder.passes
             self._encoder = None
+
+
+def _edited(path: str) -> Any:
+    """Return what changes when a file does; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        # Reading it says why.
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

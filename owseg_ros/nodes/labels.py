@@ -16,13 +16,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Sequence
 
 from owseg_ros.bundle import Bundle
 from owseg_ros.bundle import UNKNOWN_COLOR
 from owseg_ros.bundle import UNKNOWN_ID
 from owseg_ros.bundle import UNLABELLED_COLOR
 from owseg_ros.bundle import UNLABELLED_ID
+from owseg_ros.language.naming import NamedRegion
 from owseg_ros.language.scores import PreparedQueries
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.operating_point import OperatingPointError
@@ -125,6 +126,22 @@ def query_json(prepared: PreparedQueries | None, stamp: Any = None) -> str:
         'stamp': stamp and {'sec': stamp.sec, 'nanosec': stamp.nanosec},
         'version': 0 if prepared is None else prepared.version,
         'queries': query_table(prepared)})
+
+
+def regions_json(regions: Sequence[NamedRegion], header: Any, shape: tuple[int, int]) -> str:
+    """
+    Return the text of the topic `anomaly/regions`: the anomalous regions of a frame, named.
+
+    :param header: std_msgs/Header of the frame.
+    :param shape: height and width of the maps that boxes and areas are in pixels of.
+    """
+    return json.dumps({
+        'stamp': {'sec': header.stamp.sec, 'nanosec': header.stamp.nanosec},
+        'frame_id': header.frame_id, 'width': shape[1], 'height': shape[0],
+        'regions': [{
+            'id': region.id, 'box': list(region.box), 'area': region.area,
+            'score': round(region.anomaly_score, 6), 'name': region.name,
+            'name_score': round(region.name_score, 6)} for region in regions]})
 
 
 def query_info(prepared: PreparedQueries | None, stamp: Any) -> Any:

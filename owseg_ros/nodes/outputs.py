@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import threading
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 import numpy as np
 from owseg_ros.bundle import Bundle
@@ -28,6 +28,7 @@ from owseg_ros.nodes import labels
 from owseg_ros.nodes import qos
 from owseg_ros.nodes.inputs import camera_topic
 from owseg_ros.readout.maps import ReadoutSettings
+from owseg_ros.segmenter import REGIONS
 from owseg_ros.segmenter import Segmentation
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import Image
@@ -47,6 +48,29 @@ class ImageOutput:
     maps: frozenset[str]
     make: Callable[[Segmentation, Frame, float], np.ndarray]
 
+    type = Image  # noqa: A003
+
+    def message(self, result: Segmentation, frame: Frame, header: Any, alpha: float) -> Image:
+        """Return the message of a frame, with the header of the frame."""
+        return array_to_image(self.make(result, frame, alpha), self.encoding, header)
+
+
+@dataclass(frozen=True)
+class RegionsOutput:
+    """The topic `anomaly/regions`: where something unknown is, and its best name."""
+
+    topic = 'anomaly/regions'
+    # The mask, which regions are made of anyway, tells the size that they are given in.
+    maps = frozenset({REGIONS, 'anomaly_mask'})
+    type = String  # noqa: A003
+
+    def message(self, result: Segmentation, frame: Frame, header: Any, alpha: float) -> String:
+        """Return the message of a frame."""
+        return String(data=labels.regions_json(
+            result.regions, header, result.anomaly_mask.shape))
+
+
+Output = Union[ImageOutput, RegionsOutput]
 
 IMAGES = (
     ImageOutput('semantic/mask', 'mono8', frozenset({'semantic'}),
@@ -72,6 +96,9 @@ QUERY_SCORE = ImageOutput(
 QUERY_IMAGES = (QUERY_MASK, QUERY_SCORE)
 """What a model that knows words has too."""
 
+NAMED_REGIONS = RegionsOutput()
+"""What there is while the parameter `name_unknown` is set."""
+
 
 class CameraOutputs:
     """
@@ -86,10 +113,10 @@ class CameraOutputs:
         self._node = node
         # Diagnostics ask from their own thread while the executor may destroy the publishers.
         self._lock = threading.Lock()
-        self._images = [
+        self._outputs = [
             (output, node.create_lifecycle_publisher(
-                Image, camera_topic(camera, output.topic), qos.image_output()))
-            for output in IMAGES + (QUERY_IMAGES if words else ())]
+                output.type, camera_topic(camera, output.topic), qos.image_output()))
+            for output in (*IMAGES, NAMED_REGIONS, *(QUERY_IMAGES if words else ()))]
         self._labels = node.create_lifecycle_publisher(
             String, camera_topic(camera, 'labels'), qos.latched())
         label_info_type = labels.label_info_type()
@@ -100,10 +127,16 @@ class CameraOutputs:
         self._query_info = words and label_info_type and node.create_lifecycle_publisher(
             label_info_type, camera_topic(camera, 'query/label_info'), qos.latched())
 
-    def wanted(self) -> list[tuple[ImageOutput, Any]]:
-        """Return the image outputs that have a subscriber, with their publishers."""
+    def wanted(self, regions: bool = False) -> list[tuple[Output, Any]]:
+        """
+        Return the outputs that have a subscriber, with their publishers.
+
+        :param regions: whether there are regions.
+        """
         with self._lock:
-            return [pair for pair in self._images if pair[1].get_subscription_count()]
+            return [(output, publisher) for output, publisher in self._outputs
+                    if publisher.get_subscription_count()
+                    and (regions or output is not NAMED_REGIONS)]
 
     def publish_labels(self, bundle: Bundle, settings: ReadoutSettings) -> None:
         """Publish the names of the ids; they stay for subscribers to come."""
@@ -130,20 +163,20 @@ class CameraOutputs:
     def destroy(self) -> None:
         """Destroy the publishers."""
         with self._lock:
-            publishers = [publisher for _, publisher in self._images] + [
+            publishers = [publisher for _, publisher in self._outputs] + [
                 self._labels, self._label_info, self._query_labels, self._query_info]
-            self._images, self._query_labels, self._query_info = [], None, None
+            self._outputs, self._query_labels, self._query_info = [], None, None
             for publisher in filter(None, publishers):
                 self._node.destroy_lifecycle_publisher(publisher)
 
 
-def maps_of(outputs: list[tuple[ImageOutput, Any]]) -> frozenset[str]:
+def maps_of(outputs: list[tuple[Output, Any]]) -> frozenset[str]:
     """Return the maps that outputs are made of."""
     return frozenset().union(*(output.maps for output, _ in outputs))
 
 
-def publish_images(
-    outputs: list[tuple[ImageOutput, Any]], result: Segmentation, frame: Frame, header: Any,
+def publish_outputs(
+    outputs: list[tuple[Output, Any]], result: Segmentation, frame: Frame, header: Any,
     alpha: float,
 ) -> None:
     """
@@ -154,5 +187,4 @@ def publish_images(
     :param alpha: weight of the colours in the overlay.
     """
     for output, publisher in outputs:
-        publisher.publish(
-            array_to_image(output.make(result, frame, alpha), output.encoding, header))
+        publisher.publish(output.message(result, frame, header, alpha))

@@ -250,8 +250,11 @@ PERCEPTION = (
          'Scores from here on are what a query asks for, unless it has a threshold of its own; '
          '-1: as the model was calibrated.', limits=(-1.0, 1.0), check=_query_threshold),
     Spec('vocabulary', '',
-         'YAML file with other wordings of what is asked for; empty: the built-in one. Setting '
-         'it reads it again.'),
+         'YAML file with other wordings of what is asked for; empty: the built-in one. It is '
+         'read again when it changes.'),
+    Spec('name_unknown', False,
+         'Publish anomaly/regions: where something is that the model does not know, with the '
+         'best name of the vocabulary.'),
     Spec('overlay_alpha', 0.5,
          'Weight of the colours in overlay.', limits=(0.0, 1.0)),
     Spec('no_frames_timeout', 2.0,

@@ -53,7 +53,7 @@ from owseg_ros.nodes.diagnostics import WARN
 from owseg_ros.nodes.inputs import ImageInput
 from owseg_ros.nodes.outputs import CameraOutputs
 from owseg_ros.nodes.outputs import maps_of
-from owseg_ros.nodes.outputs import publish_images
+from owseg_ros.nodes.outputs import publish_outputs
 from owseg_ros.nodes.outputs import QUERY_MASK
 from owseg_ros.nodes.parameters import MODEL
 from owseg_ros.nodes.parameters import ParameterTable
@@ -207,7 +207,7 @@ class PerceptionNode(LifecycleNode):
         work = []
         for pending in batch:
             camera = self._cameras[pending.camera]
-            outputs = camera.outputs.wanted()
+            outputs = camera.outputs.wanted(self._table['name_unknown'])
             if not outputs:
                 camera.statistics.skip()
                 continue
@@ -220,13 +220,13 @@ class PerceptionNode(LifecycleNode):
         queries = self._queries.prepared
         results = self._segmenter.segment(
             [frame for *_, frame in work], maps, [camera.history for camera, *_ in work],
-            [pending.stamp for _, pending, *_ in work], queries)
+            [pending.stamp for _, pending, *_ in work], queries, self._queries.namer)
         alpha = self._table['overlay_alpha']
         for (camera, pending, outputs, frame), result in zip(work, results):
             header = pending.message.header
             if any(output is QUERY_MASK for output, _ in outputs):
                 self._publish_queries(camera, queries, header.stamp)
-            publish_images(outputs, result, frame, header, alpha)
+            publish_outputs(outputs, result, frame, header, alpha)
             camera.road_lost = result.road_lost
             now = 1e-9 * self.get_clock().now().nanoseconds
             camera.statistics.frame_out(
@@ -284,7 +284,8 @@ class PerceptionNode(LifecycleNode):
         self._queries.configure(
             LanguageSetup(bundle.name, bundle.language, self._table['text_encoder'],
                           self._table['vocabulary'],
-                          threshold=_threshold(self._table['query_threshold'])),
+                          threshold=_threshold(self._table['query_threshold']),
+                          names=self._table['name_unknown'] and _can_name(bundle)),
             self._table['queries'])
         self._enter('inactive')
         self.get_logger().info(
@@ -397,6 +398,9 @@ class PerceptionNode(LifecycleNode):
                 self._publish_labels()
         if 'query_threshold' in changed:
             self._queries.adjust(threshold=_threshold(changed['query_threshold']))
+        if 'name_unknown' in changed and self._segmenter is not None:
+            self._queries.adjust(
+                names=changed['name_unknown'] and _can_name(self._segmenter.bundle))
         if 'vocabulary' in changed:
             self._queries.adjust(vocabulary=changed['vocabulary'])
         self._reporter.hasten()
@@ -443,9 +447,10 @@ class PerceptionNode(LifecycleNode):
 
     def _camera_status(self, name: str, camera: Camera) -> DiagnosticStatus:
         numbers = camera.statistics.snapshot()
+        idle = not camera.outputs.wanted(self._table['name_unknown'])
         level, state, message = judge_camera(
             numbers, topic=camera.input.topic, publishers=camera.input.publishers(),
-            timeout=self._table['no_frames_timeout'], idle=not camera.outputs.wanted(),
+            timeout=self._table['no_frames_timeout'], idle=idle,
             incompatible=camera.input.incompatible, transport=(
                 f'{self._dds}. The process of the publisher needs shared memory for large '
                 f'images too: export {transport.profile_variable()}={transport.profile_path()}'))
@@ -462,6 +467,11 @@ class PerceptionNode(LifecycleNode):
 def _threshold(parameter: float) -> float | None:
     """Return a threshold of queries; None where the parameter asks for that of the model."""
     return None if parameter < 0 else parameter
+
+
+def _can_name(bundle: Bundle) -> bool:
+    """Return whether regions of any shape can be compared with texts."""
+    return bool(bundle.outputs['text_features'])
 
 
 def _model_folder(model: str) -> Path:

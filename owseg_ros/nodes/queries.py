@@ -24,6 +24,7 @@ from owseg_ros.language.contract import TextEncoderError
 from owseg_ros.language.installed import default_text_encoder_path, open_text_encoder
 from owseg_ros.language.live import (
     Answer, LanguageSetup, LanguageState, LiveQueries, NO_MODEL, OPENING, READY, UNCONFIGURED)
+from owseg_ros.language.naming import RegionNamer
 from owseg_ros.language.scores import PreparedQueries
 from owseg_ros.nodes import qos
 from owseg_ros.nodes.diagnostics import OK, status, WARN
@@ -75,6 +76,11 @@ class QueryTopics:
         """Return what masks are compared with now, None where there can be no queries."""
         return self._queries.prepared
 
+    @property
+    def namer(self) -> RegionNamer | None:
+        """Return what names regions now, None where nothing does."""
+        return self._queries.namer
+
     def configure(self, setup: LanguageSetup, message: str) -> None:
         """Ask with another model; `message` names the first queries, as the topic does."""
         self._setup = setup
@@ -86,7 +92,7 @@ class QueryTopics:
         self._queries.release()
 
     def adjust(self, **changes: Any) -> None:
-        """Change `threshold` or `vocabulary` of the setup, where there is one."""
+        """Change `threshold`, `vocabulary` or `names` of the setup, where there is one."""
         self._queries.adjust(**changes)
 
     def stop(self, timeout: float) -> None:
@@ -102,7 +108,8 @@ class QueryTopics:
             'version': state.version, 'encoder': _encoder_folder(setup),
             'last_error': state.error, 'messages': state.messages,
             'superseded': state.superseded, 'answered': state.answered,
-            'text_passes': state.text_passes, 'text_ms': f'{state.text_ms:.2f}'}
+            'text_passes': state.text_passes, 'text_ms': f'{state.text_ms:.2f}',
+            'names': state.names}
         return status(f'{name}: language', level, message, values)
 
     def _clear(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -143,6 +150,8 @@ def judge_language(state: LanguageState, setup: LanguageSetup | None) -> tuple[b
     if state.state == READY:
         if state.error:
             return WARN, f'the last query was not taken: {state.error}'
+        if state.names_error:
+            return WARN, f'regions have no names: {state.names_error}'
         return OK, f'{_names(state.active)} in {state.space}'
     # A model that was never meant to be asked is no reason to warn before somebody asks it.
     wordless = setup is not None and setup.language is None and not state.messages

@@ -237,7 +237,8 @@ def test_thresholds_change_without_a_text_pass(asker):
     assert asker.versions[-2:] == [version, version]
 
 
-def test_a_vocabulary_is_read_again(asker, tmp_path):
+def test_a_vocabulary_is_read_again(asker, tmp_path, monkeypatch):
+    monkeypatch.setattr(live_module, 'WATCH_SECONDS', 0.02)
     path = tmp_path / 'words.yaml'
 
     def write(*synonyms):
@@ -255,12 +256,54 @@ def test_a_vocabulary_is_read_again(asker, tmp_path):
     second = asker.answer()
     assert second['queries'][0]['wordings'] == ['dog', 'mutt', 'cur']
     assert second['version'] > first['version']
+    # Also where it is edited and nobody says so.
+    write('cur', 'hound')
+    assert asker.answer()['queries'][0]['wordings'] == ['dog', 'cur', 'hound']
     path.write_text('nonsense: [')
-    asker.queries.adjust(vocabulary=str(path))
     third = asker.answer()
     assert 'words.yaml' in third['error'] and third['active'] == ['dog']
+    # What was read before goes on.
+    fourth = asker.ask('cat, dog')
+    assert fourth['error'] == '' and fourth['queries'][1]['wordings'] == ['dog', 'cur', 'hound']
+    assert asker.ask('dog')['active'] == ['dog']
     asker.queries.adjust(vocabulary='')
     assert asker.answer()['queries'][0]['wordings'] == ['dog', 'dogs', 'puppy']
+
+
+def test_names_of_regions_follow_setup_and_vocabulary(asker):
+    asker.ready()
+    assert asker.queries.namer is None and asker.queries.state.names == 0
+    asker.queries.adjust(names=True)
+    namer = wait_until(lambda: asker.queries.namer)
+    assert 'traffic cone' in namer.names
+    assert asker.queries.state.names == len(namer.names)
+    asker.ask('dog')
+    assert asker.queries.namer is namer
+    asker.queries.adjust(vocabulary='')
+    wait_until(lambda: asker.queries.namer is not namer)
+    asker.queries.adjust(names=False)
+    wait_until(lambda: asker.queries.namer is None)
+    assert asker.queries.state.names == 0
+    asker.inner.broken = True
+    asker.inner.key = 'another'
+    asker.queries.configure(LanguageSetup('tiny', LANGUAGE, names=True))
+    wait_until(lambda: asker.queries.state.error == 'broken')
+    assert asker.queries.namer is None
+
+
+def test_a_query_does_not_wait_for_the_names_of_regions(asker):
+    encode, named = asker.inner.encode, threading.Event()
+
+    def encode_names_late(texts):
+        assert len(texts) < 50 or named.wait(30)
+        return encode(texts)
+
+    asker.inner.encode = encode_names_late
+    asker.queries.configure(replace(SETUP, names=True), 'stroller')
+    assert asker.answer()['active'] == ['stroller']
+    assert asker.queries.namer is None
+    named.set()
+    wait_until(lambda: asker.queries.namer)
 
 
 def test_release_clears_and_versions_go_on(asker):

@@ -148,6 +148,16 @@ def names(labels):
     return [query['name'] for query in labels['queries']]
 
 
+def vocabulary_file(path, *entries):
+    """Write a vocabulary of entries, or of bare names, and return its path."""
+    path.write_text(json.dumps({
+        'schema': 'owseg_ros/vocabulary', 'schema_version': 1,
+        'templates': {'plain': ['{}'], 'caption': ['{}']},
+        'entries': [entry if isinstance(entry, dict) else {'name': entry}
+                    for entry in entries]}))
+    return str(path)
+
+
 def test_words_become_masks(ros, asking, vision_msgs, monkeypatch):
     monkeypatch.syspath_prepend(str(vision_msgs))
     from vision_msgs.msg import LabelInfo
@@ -325,10 +335,7 @@ def test_a_vocabulary_gives_other_wordings_and_is_read_again(asking, tmp_path):
     path = tmp_path / 'words.yaml'
 
     def write(synonym):
-        path.write_text(json.dumps({
-            'schema': 'owseg_ros/vocabulary', 'schema_version': 1,
-            'templates': {'plain': ['{}'], 'caption': ['{}']},
-            'entries': [{'name': 'meadow', 'synonyms': [synonym]}]}))
+        vocabulary_file(path, {'name': 'meadow', 'synonyms': [synonym]})
 
     def wordings(status):
         return status['queries'] and status['queries'][0]['wordings']
@@ -344,6 +351,67 @@ def test_a_vocabulary_gives_other_wordings_and_is_read_again(asking, tmp_path):
     assert not refused.successful and 'words.yaml' in refused.reason
     assert node.set('vocabulary', '').successful
     node.status(lambda status: wordings(status) == ['meadow'])
+
+
+def test_what_is_unknown_gets_a_name(ros, asking, tmp_path):
+    picture = paint(WIDTH, HEIGHT, GREEN, GREEN)
+    picture[32:64, 96:160] = (255, 255, 0)
+    picture[88:120, 16:48] = (255, 0, 255)
+    regions = ros.collect(String, 'anomaly/regions')
+    masks = ros.collect(Image, 'anomaly/mask')
+    path = tmp_path / 'things.yaml'
+    node = asking(vocabulary=vocabulary_file(path, 'yellow', 'cyan'), name_unknown=True).ready()
+
+    def found(*expected):
+        """Wait for a message with these names, the largest region first, and return it."""
+        regions.messages.clear()
+        return json.loads(regions.first(lambda message: [
+            region['name'] for region in json.loads(message.data)['regions']] == list(
+                expected)).data)
+
+    with Repeater(lambda: node.camera.send(picture, 'front'), 20.0):
+        message = found('yellow', 'unknown')
+        assert (message['frame_id'], message['width'], message['height']) == (
+            'front', WIDTH, HEIGHT)
+        stamp = message['stamp']['sec'], message['stamp']['nanosec']
+        assert stamp in node.camera.sent
+        mask = image_to_array(masks.first(lambda mask: stamp_of(mask) == stamp)) > 0
+        for region in message['regions']:
+            left, top, right, bottom = region['box']
+            assert mask[top:bottom, left:right].sum() == region['area'] > 500
+            assert region['score'] > 0.9
+        assert [region['id'] for region in message['regions']] == [0, 1]
+        assert message['regions'][0]['name_score'] > 0.5 > message['regions'][1]['name_score']
+        assert np.abs(np.array(message['regions'][0]['box']) - (96, 32, 160, 64)).max() <= 4
+        # The file is read again when somebody edits it.
+        vocabulary_file(path, 'cyan', 'magenta')
+        found('unknown', 'magenta')
+        values = values_of(node.diagnosis(lambda status: values_of(status)['names'] == '2'))
+        assert values['last_error'] == ''
+        path.write_text('entries: [')
+        status = node.diagnosis(lambda status: status.level == DiagnosticStatus.WARN)
+        assert 'things.yaml' in status.message
+        found('unknown', 'magenta')
+        assert node.ask('green')['active'] == ['green']
+        assert node.set('name_unknown', False).successful
+        node.diagnosis(lambda status: values_of(status)['names'] == '0')
+        regions.messages.clear()
+        masks.messages.clear()
+        wait_until(lambda: len(masks.messages) > 5)
+        assert len(regions.messages) <= 1
+        vocabulary_file(path, 'yellow', 'magenta')
+        assert node.set('name_unknown', True).successful
+        found('yellow', 'magenta')
+
+
+def test_regions_without_words_are_unknown(ros, tiny):
+    regions = ros.collect(String, 'anomaly/regions')
+    node = Asking(ros, {'model': str(tiny.path), 'name_unknown': True, 'output_size': 'network'})
+    with Repeater(lambda: node.camera.send(paint(WIDTH, HEIGHT, GREEN, (255, 255, 0))), 20.0):
+        message = json.loads(regions.first().data)
+    assert (message['width'], message['height']) == (tiny.input.width, tiny.input.height)
+    region, = message['regions']
+    assert (region['name'], region['name_score']) == ('unknown', 0.0)
 
 
 def refusals(bundle, tiny, tmp_path):
