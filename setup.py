@@ -101,7 +101,8 @@ setup(
     package_dir={'owseg_training': 'training'},
     package_data={
         NAME: ['schemas/*.json', 'nodes/*.xml', 'language/*.json', 'language/*.yaml'],
-        'owseg_training': ['data/*.yaml', 'recipes/*.yaml', 'recipes/sweeps/*.yaml'],
+        'owseg_training': ['data/*.yaml', 'evaluate/*.yaml', 'recipes/*.yaml',
+                           'recipes/sweeps/*.yaml'],
     },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
