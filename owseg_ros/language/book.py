@@ -91,16 +91,15 @@ class QueryBook:
     vocabulary: other wordings of a query that brings no synonyms of its own, and the prompts
         that wordings are put into; None takes the one of owseg_ros, NO_EXPANSION asks with the
         bare words. A query's own synonyms, also an empty list, replace those of the vocabulary.
-    ensemble: how wordings become one score. 'mean': their mean is the query's one embedding, as
-        prompts are averaged in CLIP; the cheapest, and steady where single wordings are not.
-        'max': each keeps its embedding and the best counts (FC-CLIP); better where wordings
-        differ, as subcategories do, at a row for each.
+    ensemble: how wordings become one score. 'max': each keeps its embedding and the best counts
+        (FC-CLIP), so that one bad wording cannot spoil the others. 'mean': their mean is the
+        query's one embedding, as prompts are averaged in CLIP; one row a query.
         The prompts of one wording are averaged either way.
     version: of the empty set that the book starts with.
     """
 
     def __init__(self, encoder: TextEncoder, vocabulary: Optional[Vocabulary] = None,
-                 ensemble: str = MEAN, version: int = 0):
+                 ensemble: str = MAX, version: int = 0):
         if ensemble not in ENSEMBLES:
             raise ValueError(f'ensemble must be one of {", ".join(ENSEMBLES)}, not {ensemble!r}')
         self.ensemble = ensemble

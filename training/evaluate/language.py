@@ -182,7 +182,7 @@ def count_scores(reader: LanguageReader, data_set: DataSet, asked: Sequence[Word
                  vocabulary: Vocabulary = NO_EXPANSION, every: int = 1) -> ScoreCounts:
     """Count the scores of queries, one a wording, on every n-th frame of a labelled set."""
     prepared = [reader.prepare(queries) for queries in query_sets(
-        reader.encoder, {w.text: [w.text] for w in asked}, vocabulary, 'mean')]
+        reader.encoder, {w.text: [w.text] for w in asked}, vocabulary)]
     pixels = np.zeros((len(asked), 2, BINS), np.int64)
     alarms = np.zeros((len(asked), BINS), np.int64)
     items = data_set.items[::every]

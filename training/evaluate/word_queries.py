@@ -80,7 +80,7 @@ def wordings(classes: Sequence[str]) -> tuple[Wording, ...]:
 
 
 def query_sets(encoder: TextEncoder, groups: Mapping[str, Sequence[str]],
-               vocabulary: Vocabulary = NO_EXPANSION, ensemble: str = 'max') -> list[QuerySet]:
+               vocabulary: Vocabulary = NO_EXPANSION) -> list[QuerySet]:
     """
     Return sets of at most 64 queries each, as a robot's query book would hold them.
 
@@ -91,7 +91,7 @@ def query_sets(encoder: TextEncoder, groups: Mapping[str, Sequence[str]],
                if list(texts) != [name] else name for name, texts in groups.items()]
     sets = []
     for start in range(0, len(entries), MAX_QUERIES):
-        update = QueryBook(encoder, vocabulary, ensemble).ask(
+        update = QueryBook(encoder, vocabulary).ask(
             json.dumps(entries[start:start + MAX_QUERIES]))
         if update.rejected:
             raise ValueError(f'not a query: {update.rejected}')
