@@ -212,7 +212,7 @@ def test_wordings_that_cancel_out_are_refused():
         def vector(self, text):
             return np.eye(1, self.dim, dtype=np.float32)[0] * (-1 if text == 'b' else 1)
 
-    book = QueryBook(Opposite(), NO_EXPANSION)
+    book = QueryBook(Opposite(), NO_EXPANSION, 'mean')
     with pytest.raises(TextEncoderError, match='cancel out'):
         book.ask('[{"name": "a", "synonyms": ["b"]}]')
     assert book.ask('a, b').active.names == ('a', 'b')
