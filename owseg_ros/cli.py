@@ -123,7 +123,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             source=options.source, model=options.model, out=options.out, every=options.every,
             limit=options.limit, masks=options.masks, query=options.query,
             text_encoder=options.text_encoder, query_threshold=options.query_threshold,
-            vocabulary=options.vocabulary, engine=options.engine,
+            vocabulary=options.vocabulary, name_unknown=options.name_unknown,
+            engine=options.engine,
             providers=tuple(options.providers), threads=options.threads, readout={
                 'score': options.score, 'threshold': options.threshold,
                 'objects': options.objects and options.objects == 'on',
@@ -252,6 +253,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="least score of what is found (default: the model's)")
     words.add_argument('--vocabulary', type=Path, metavar='YAML',
                        help='other wordings (default: those of owseg_ros)')
+    words.add_argument('--name-unknown', action='store_true',
+                       help='give anomalous regions names out of the vocabulary')
     mask = run.add_argument_group('anomaly mask', 'as the parameters of the node')
     mask.add_argument('--score', help="anomaly score (default: the model's)")
     mask.add_argument('--threshold', default=CALIBRATED, help=HOW_TO_ASK)

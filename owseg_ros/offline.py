@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 import json
 from pathlib import Path
 import time
@@ -27,12 +27,13 @@ import numpy as np
 from owseg_ros.bundle import Bundle, default_bundle_path
 from owseg_ros.errors import OwsegError
 from owseg_ros.language import (
-    LanguageError, load_vocabulary, PreparedQueries, QueryBook, QueryScorer)
+    LanguageError, load_vocabulary, PreparedQueries, QueryBook, QueryScorer, RegionNamer)
 from owseg_ros.language.installed import default_text_encoder_path, open_text_encoder
+from owseg_ros.language.naming import UNKNOWN
 from owseg_ros.pictures import FrameComposer, QueryPicture, VideoWriter
 from owseg_ros.readout import ALL_MAPS, MaskHistory, QUERY_MAPS
 from owseg_ros.render import distinct_colors
-from owseg_ros.segmenter import readout_settings, Segmentation, Segmenter
+from owseg_ros.segmenter import readout_settings, REGIONS, Segmentation, Segmenter
 from owseg_ros.source import open_source
 
 
@@ -51,6 +52,7 @@ class RunOptions:
     query: what to ask for in words, as the topic takes it (language.queries), '' for nothing;
     text_encoder: folder of the encoder, None for the installed one; query_threshold: of queries
     that state none, None for the model's; vocabulary: file with wordings, None for the built-in;
+    name_unknown: give anomalous regions names of the vocabulary, written to regions.jsonl;
     engine, providers, threads: as for owseg_ros.engine.create_engine.
     readout: keyword arguments of owseg_ros.segmenter.readout_settings; what the anomaly mask
     remembers goes from frame to frame.
@@ -66,6 +68,7 @@ class RunOptions:
     text_encoder: Path | None = None
     query_threshold: float | None = None
     vocabulary: Path | None = None
+    name_unknown: bool = False
     engine: str = 'onnx'
     providers: tuple[str, ...] = ('cpu',)
     threads: int = 0
@@ -87,9 +90,9 @@ def run(options: RunOptions,
                           options.providers, options.threads)
     segmenter.settings = readout_settings(segmenter.bundle, **options.readout)
     history = MaskHistory()
-    queries = prepare_queries(segmenter.bundle, options) if options.query else None
+    queries, namer = open_language(segmenter.bundle, options)
     colors = distinct_colors(len(queries)) if queries else ()
-    maps = ALL_MAPS | QUERY_MAPS if queries else ALL_MAPS
+    maps = ALL_MAPS | (QUERY_MAPS if queries else set()) | ({REGIONS} if namer else set())
     source = open_source(options.source)
     limit = options.limit or (0 if source.frames else 150)
     total = -(-source.frames // options.every) if source.frames else limit
@@ -100,6 +103,7 @@ def run(options: RunOptions,
     times: list[tuple[float, float, float]] = []
     flagged: list[float] = []
     found: list[list[float]] = []
+    regions: list[str] = []
     start = time.perf_counter()
     index = -1
     try:
@@ -110,7 +114,8 @@ def run(options: RunOptions,
             index += 1
             if index % options.every:
                 continue
-            result, = segmenter.segment([frame], maps, histories=[history], queries=queries)
+            result, = segmenter.segment(
+                [frame], maps, histories=[history], queries=queries, namer=namer)
             times.append((result.preprocess_ms, result.network_ms, result.readout_ms))
             flagged.append(float((result.anomaly_mask > 0).mean()))
             if composer is None:
@@ -121,7 +126,11 @@ def run(options: RunOptions,
             writer.write(composer.compose(
                 frame, result.semantic, result.anomaly_score, result.anomaly_mask,
                 f'{segmenter.bundle.name}   frame {index}', result.anomaly_range,
-                QueryPicture(result.query_mask, result.query_score, colors) if queries else None))
+                QueryPicture(result.query_mask, result.query_score, colors) if queries else None,
+                _names(result)))
+            if namer:
+                regions.append(json.dumps(
+                    {'frame': index, 'regions': [asdict(region) for region in result.regions]}))
             if queries:
                 found.append([float((result.query_mask == q).mean())
                               for q in range(len(queries))])
@@ -134,6 +143,8 @@ def run(options: RunOptions,
             writer.close()
     if not times:
         raise RunError(f'{options.source} gave no frame')
+    if namer:
+        (options.out / 'regions.jsonl').write_text('\n'.join(regions) + '\n', 'utf-8')
     if queries and options.masks:
         _write_queries(options.out / 'maps' / 'queries.json', queries, colors)
     medians = np.median(np.array(times), axis=0)
@@ -152,25 +163,39 @@ def run(options: RunOptions,
         'video': str(options.out / 'run.mp4')}
 
 
-def prepare_queries(bundle: Bundle, options: RunOptions) -> PreparedQueries:
+def open_language(bundle: Bundle, options: RunOptions,
+                  ) -> tuple[PreparedQueries | None, RegionNamer | None]:
     """
-    Return the queries of some options, ready for a bundle.
+    Return the queries and the namer that options ask for, ready for a bundle; None for none.
 
-    Raises LanguageError where the bundle cannot answer queries, RunError where one cannot be
+    Raises LanguageError where the bundle does not know words, RunError where a query cannot be
     taken, TextEncoderError, VocabularyError.
     """
+    if not (options.query or options.name_unknown):
+        return None, None
     if bundle.language is None:
         raise LanguageError(f'{bundle.name} has no region embeddings, so it cannot answer '
                             'queries: use a model that was trained with owseg-train grounding')
     encoder = open_text_encoder(
         options.text_encoder or default_text_encoder_path(bundle.language.space))
     vocabulary = load_vocabulary(options.vocabulary) if options.vocabulary else None
+    scorer = QueryScorer(bundle.language, encoder, vocabulary)
+    namer = RegionNamer(scorer, options.vocabulary or '') if options.name_unknown else None
+    if not options.query:
+        return None, namer
     asked = QueryBook(encoder, vocabulary).ask(options.query)
     if asked.rejected:
         raise RunError('; '.join(f'query {entry.entry!r}: {entry.reason}'
                                  for entry in asked.rejected))
-    return QueryScorer(bundle.language, encoder, vocabulary).prepare(
-        asked.active, options.query_threshold)
+    return scorer.prepare(asked.active, options.query_threshold), namer
+
+
+def _names(result: Segmentation) -> list[tuple[tuple[float, ...], str]]:
+    """Return where the names of regions go, and the names with their scores."""
+    height, width = result.anomaly_mask.shape
+    return [(tuple(value / size for value, size in zip(region.box, (width, height) * 2)),
+             region.name if region.name == UNKNOWN else f'{region.name} {region.name_score:.2f}')
+            for region in result.regions or ()]
 
 
 def _composer(bundle: Bundle, frame: np.ndarray, queries: list) -> FrameComposer:

@@ -115,11 +115,13 @@ class FrameComposer:
     def compose(self, image: np.ndarray, semantic: np.ndarray, score: np.ndarray,
                 mask: np.ndarray, title: str,
                 score_range: tuple[float, float] = RBA_RANGE,
-                queries: QueryPicture | None = None) -> np.ndarray:
+                queries: QueryPicture | None = None,
+                names: Sequence[tuple[Sequence[float], str]] = ()) -> np.ndarray:
         """
         Return the picture, uint8 [size[1], size[0], 3] RGB; arguments as for panels.
 
-        queries: of this frame, where the composer was made for some.
+        queries: of this frame, where the composer was made for some; names: of regions, written
+        into the overlay, see render.draw_names.
         """
         width, height = self.panel
         canvas = render.blank(*self.size)
@@ -133,6 +135,7 @@ class FrameComposer:
         places = [(0, 0), (1, 0), (0, 1), (1, 1)]
         pictures = [*zip(PANELS, panels(shrunk, semantic, score, mask, self.palette,
                                         score_range))]
+        render.draw_names(pictures[-1][1], names)
         if queries is not None:
             places += [(2, 0), (2, 1)]
             pictures += zip(QUERY_PANELS, queries.panels(shrunk))

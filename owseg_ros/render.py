@@ -124,6 +124,27 @@ def query_overlay(rgb: np.ndarray, mask: np.ndarray,
     return picture
 
 
+def draw_names(picture: np.ndarray, names: Sequence[tuple[Sequence[float], str]],
+               pixels: int = 11) -> None:
+    """
+    Write names at the upper left of boxes into an RGB picture, and draw the boxes.
+
+    names: (box, name), a box being x0, y0, x1, y1 in 0..1 of the picture; pixels: height of
+    capitals.
+    """
+    height, width = picture.shape[:2]
+    for (x0, y0, x1, y1), name in names:
+        left, top = round(x0 * width), round(y0 * height)
+        cv2.rectangle(picture, (left, top), (round(x1 * width) - 1, round(y1 * height) - 1), INK,
+                      1)
+        wide, high = text_size(name, pixels)
+        left = max(0, min(left, width - wide - 6))
+        top = top - high - 4 if top >= high + 4 else top
+        plate = picture[top:top + high + 4, left:left + wide + 6]
+        plate[...] = plate // 4
+        put_text(picture, name, left + 3, top + 2, pixels, max_width=width)
+
+
 def _stretch(image: np.ndarray, width: int, height: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image

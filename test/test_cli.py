@@ -109,6 +109,34 @@ def test_vocabulary_of_a_run_words_its_queries(tmp_path, words):
         assert (mask[:, :40] == 0).all() == found
 
 
+def test_run_names_what_is_unknown(tmp_path, words):
+    speaking, encoder = words
+    frame = paint(96, 64, right=(255, 0, 0))
+    frame[16:48, 16:40] = (255, 255, 0)
+    cv2.imwrite(str(tmp_path / 'street.png'), frame[..., ::-1])
+    vocabulary = tmp_path / 'vocabulary.yaml'
+    vocabulary.write_text(
+        'schema: owseg_ros/vocabulary\nschema_version: 1\n'
+        "templates: {plain: ['{}'], caption: ['{}']}\nentries: [{name: yellow}]\n")
+    arguments = ['run', '--model', speaking, '--text-encoder', encoder, '--source',
+                 str(tmp_path / 'street.png'), '--vocabulary', str(vocabulary)]
+    out = tmp_path / 'out'
+    assert main([*arguments, '--out', str(out), '--name-unknown']) == 0
+    line, = (out / 'regions.jsonl').read_text().splitlines()
+    frame = json.loads(line)
+    region, = frame['regions']
+    assert (frame['frame'], region['id'], region['name']) == (0, 0, 'yellow')
+    assert region['name_score'] > 0.9 and region['anomaly_score'] > 0.8
+    np.testing.assert_allclose(region['box'], [16, 16, 40, 48], atol=2)
+    named, = frames_of(out / 'run.mp4')
+    assert main([*arguments, '--out', str(out)]) == 0
+    plain, = frames_of(out / 'run.mp4')
+    changed = np.abs(named.astype(int) - plain).max(axis=2) > 60
+    rows, columns = np.nonzero(changed)
+    # In the overlay, the fourth panel, and nowhere else.
+    assert changed.any() and rows.min() > 44 + 320 and columns.min() > 480
+
+
 @pytest.mark.parametrize('query, folder, says', [
     ('red, red', None, "query 'red': it is asked for twice"),
     ('red', 'nowhere', 'no text encoder in nowhere; run: owseg text-encoder')])
@@ -121,8 +149,9 @@ def test_queries_that_cannot_be_answered(tmp_path, words, capsys, query, folder,
 
 
 def test_query_of_a_model_without_words(tmp_path, model, capsys):
-    assert main(['run', '--source', 'scene', '--model', model, '--query', 'red']) == 2
-    assert 'tiny has no region embeddings' in capsys.readouterr().err
+    for arguments in (['--query', 'red'], ['--name-unknown']):
+        assert main(['run', '--source', 'scene', '--model', model, *arguments]) == 2
+        assert 'tiny has no region embeddings' in capsys.readouterr().err
 
 
 def test_run_over_a_video_stops_at_the_limit(tmp_path, model):

@@ -84,6 +84,26 @@ def test_distinct_colors_differ():
     assert render.distinct_colors(0) == ()
 
 
+@pytest.mark.parametrize('box, inside', [
+    ((0.25, 0.25, 0.75, 0.75), False), ((0, 0, 1, 1), True), ((0.95, 0.97, 1, 1), False),
+    ((0.9, 0, 0.99, 0.04), True)])
+def test_names_are_written_at_their_boxes(box, inside):
+    """Above the box where there is room, else inside it."""
+    picture = np.full((120, 160, 3), 60, np.uint8)
+    render.draw_names(picture, [(box, 'dog')])
+    bright = picture.max(axis=2) > 150
+    x0, y0, x1, y1 = (round(value * size) for value, size in zip(box, (160, 120, 160, 120)))
+    assert inside or bright[y0:y1, x0].all() and bright[y1 - 1, x0:x1].all()
+    # The plate behind the name is darker than the picture, and near the box.
+    rows, columns = np.nonzero(picture.max(axis=2) < 40)
+    assert len(rows) > 100
+    assert (rows.mean() > y0) == inside
+    assert abs(rows.mean() - y0) < 25 and abs(columns.mean() - x0) < 40
+    untouched = np.full((120, 160, 3), 60, np.uint8)
+    render.draw_names(untouched, [])
+    assert (untouched == 60).all()
+
+
 def test_query_overlay_colours_what_was_found():
     rgb = np.full((40, 60, 3), (200, 40, 40), np.uint8)
     mask = np.full((20, 30), 255, np.uint8)
