@@ -57,7 +57,7 @@ from dataclasses import dataclass
 from functools import partial
 import os
 import time
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Sequence, Union
 
 import numpy as np
 from owseg_ros import render
@@ -73,6 +73,7 @@ from owseg_ros.readout import (
     QUERY_MAPS, ReadoutSettings, RoadSettings)
 
 Image = Union[np.ndarray, Frame]
+Queries = Union[PreparedQueries, Callable[[], Optional[PreparedQueries]], None]
 
 # Asked for like a map; the result is no picture but a tuple of NamedRegion.
 REGIONS = 'regions'
@@ -118,6 +119,7 @@ class Segmentation(Maps):
     network_size: (height, width) that the network saw.
     anomaly_range: the anomaly score where one class accepts a pixel, and where all reject it.
     regions: the anomalous regions, the largest first; None where not asked for.
+    queries: the set that the query maps answer; None without one, or without these maps.
     preprocess_ms, network_ms: of the batch that the frame was in; readout_ms: of this frame.
     """
 
@@ -126,6 +128,7 @@ class Segmentation(Maps):
     network_size: tuple[int, int] = (0, 0)
     anomaly_range: tuple[float, float] = (0.0, 1.0)
     regions: Optional[tuple[NamedRegion, ...]] = None
+    queries: Optional[PreparedQueries] = None
     preprocess_ms: float = 0.0
     network_ms: float = 0.0
     readout_ms: float = 0.0
@@ -191,24 +194,26 @@ class Segmenter:
         return self.engine.input.height, self.engine.input.width
 
     def __call__(self, frame: Image, maps=ALL_MAPS,
-                 queries: Optional[PreparedQueries] = None,
+                 queries: Queries = None,
                  namer: Optional[RegionNamer] = None) -> Segmentation:
         """
         Segment one frame: uint8 [H, W, 3] RGB, or a Frame.
 
         maps: names of the maps to compute, see ALL_MAPS, QUERY_MAPS and REGIONS; the others are
-        None. queries: what the query maps answer, prepared for this bundle; None for nothing.
-        Where the network has text features, anomalous regions answer them too
-        (language.regions). namer: of the regions; None leaves them unknown. Raises FrameError
-        where the array is no such image, EngineError where the network fails, LanguageError
-        where the bundle cannot answer queries or name regions, or not with these.
+        None. queries: what the query maps answer, prepared for this bundle; None for nothing. A
+        function that returns them is called when the network has run, so that what is asked for
+        meanwhile is answered by this very frame. Where the network has text features, anomalous
+        regions answer them too (language.regions). namer: of the regions; None leaves them
+        unknown. Raises FrameError where the array is no such image, EngineError where the
+        network fails, LanguageError where the bundle cannot answer queries or name regions, or
+        not with these.
         """
         return self.segment([frame], maps, queries=queries, namer=namer)[0]
 
     def segment(self, frames: Sequence[Image], maps=ALL_MAPS,
                 histories: Optional[Sequence[MaskHistory]] = None,
                 stamps: Optional[Sequence[float]] = None,
-                queries: Optional[PreparedQueries] = None,
+                queries: Queries = None,
                 namer: Optional[RegionNamer] = None) -> list[Segmentation]:
         """
         Segment several frames, of any sizes, in one pass of the network.
@@ -221,17 +226,20 @@ class Segmenter:
         maps = check_maps(wanted - {REGIONS})
         settings = self.settings
         frames = [_as_frame(frame) for frame in frames]
-        asked = self._asked(maps, queries)
+        late = callable(queries) and bool(maps & QUERY_MAPS)
+        asked = self._asked(maps, None if callable(queries) else queries)
         if REGIONS not in wanted:
             namer = None
         elif namer is not None:
             self._check_namer(namer)
         if not frames:
             return []
-        embeds = namer is not None or (
-            asked is not None and bool(self.bundle.outputs['text_features']))
-        output = self.engine.infer(
-            frames, region_embeddings=asked is not None, text_features=embeds)
+        answers = late or asked is not None
+        embeds = namer is not None or answers and bool(self.bundle.outputs['text_features'])
+        output = self.engine.infer(frames, region_embeddings=answers, text_features=embeds)
+        if late:
+            queries = queries()
+            asked = self._asked(maps, queries)
         outliers = output.outlier_probabilities
         made = maps | {'anomaly_score', 'anomaly_mask'} if REGIONS in wanted else maps
         found = []
@@ -253,7 +261,7 @@ class Segmenter:
             readout_ms = 1e3 * (time.perf_counter() - start)
             found.append(Segmentation(
                 **{name: getattr(result, name) for name in maps}, regions=named,
-                road_lost=result.road_lost,
+                queries=queries if maps & QUERY_MAPS else None, road_lost=result.road_lost,
                 query_version=(None if not maps & QUERY_MAPS
                                else 0 if queries is None else queries.version),
                 classes=self.bundle.classes, palette=self._palette,

@@ -315,6 +315,29 @@ def test_frames_without_queries_cost_no_embeddings(speaking, ask):
     assert asked == [(False, False), (False, False), (True, True)]
 
 
+def test_what_is_asked_while_the_network_runs_is_answered_by_that_frame(speaking, ask):
+    segmenter = Segmenter(speaking, threads=1)
+    frame = paint(96, 64, (255, 0, 0), (0, 255, 0))
+    infer, live = segmenter.engine.infer, [None]
+
+    def ask_meanwhile(frames, **outputs):
+        live[0] = ask('green')
+        return infer(frames, **outputs)
+
+    segmenter.engine.infer = ask_meanwhile
+    result = segmenter(frame, QUERY_MAPS, lambda: live[0])
+    assert result.queries is live[0] and result.query_version == live[0].version
+    assert (result.query_mask[:, 56:] == 0).all() and (result.query_mask[:, :40] == 255).all()
+    # A set that is given is answered, whatever comes later.
+    given = ask('red')
+    assert segmenter(frame, QUERY_MAPS, given).queries is given
+    segmenter.engine.infer = infer
+    empty = segmenter(frame, QUERY_MAPS, lambda: None)
+    assert (empty.query_mask == 255).all() and empty.query_version == 0
+    unasked = segmenter(frame, {'semantic'}, lambda: 1 / 0)
+    assert unasked.queries is None is unasked.query_version
+
+
 def test_queries_of_another_model_and_models_without_words(speaking, ask, encoder, folder):
     mute = Segmenter(folder, threads=1)
     for queries in (None, ask('red')):

@@ -217,15 +217,15 @@ class PerceptionNode(LifecycleNode):
         if not work:
             return
         maps = frozenset().union(*(maps_of(outputs) for _, _, outputs, _ in work))
-        queries = self._queries.prepared
         results = self._segmenter.segment(
             [frame for *_, frame in work], maps, [camera.history for camera, *_ in work],
-            [pending.stamp for _, pending, *_ in work], queries, self._queries.namer)
+            [pending.stamp for _, pending, *_ in work], lambda: self._queries.prepared,
+            self._queries.namer)
         alpha = self._table['overlay_alpha']
         for (camera, pending, outputs, frame), result in zip(work, results):
             header = pending.message.header
             if any(output is QUERY_MASK for output, _ in outputs):
-                self._publish_queries(camera, queries, header.stamp)
+                self._publish_queries(camera, result.queries, header.stamp)
             publish_outputs(outputs, result, frame, header, alpha)
             camera.road_lost = result.road_lost
             now = 1e-9 * self.get_clock().now().nanoseconds

@@ -219,6 +219,25 @@ def test_a_query_is_answered_by_the_next_frame_and_costs_one_text_pass(ros, aski
     assert int(values['text_passes']) == passes + 3
 
 
+def test_what_is_asked_while_the_network_runs_is_answered_by_that_frame(ros, asking):
+    seen = Masks(ros)
+    node = asking(queries='blue').ready()
+    wait_until(node.camera.matched)
+    wait_until(lambda: seen.masks.subscription.get_publisher_count() > 0)
+    engine = node.node._segmenter.engine
+    infer = engine.infer
+
+    def ask_meanwhile(frames, **outputs):
+        node.ask('green')
+        return infer(frames, **outputs)
+
+    engine.infer = ask_meanwhile
+    sent = stamp_of(node.camera.send(PICTURE))
+    mask, labels = seen.first(lambda mask, labels: True)
+    assert (labels['stamp']['sec'], labels['stamp']['nanosec']) == sent
+    assert names(labels) == ['green'] and (mask[LEFT] == 0).all()
+
+
 def test_frames_go_on_while_a_text_is_encoded_and_the_newest_message_wins(ros, asking):
     seen = Masks(ros)
     node = asking(queries='green').ready()
