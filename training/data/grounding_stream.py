@@ -88,6 +88,9 @@ class GroundingStream(ClosedSetStream):
         self.table = table
         self.ids = {name: i for i, name in enumerate(labels)}
         self.objects = objects
+        self.categories = [] if objects is None else [
+            [item for item in objects.items if item.category == name]
+            for name in objects.categories]
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Truth]:
         image, label = super().__getitem__(index)
@@ -104,7 +107,9 @@ class GroundingStream(ClosedSetStream):
         image, label = super()._sample(index, rng)
         if self.objects is None or rng.random() >= self.grounding.object_probability:
             return image, label
-        item = self.objects.items[rng.integers(len(self.objects))]
+        # A category first: where most pictures are of animals, all that is odd became one.
+        alike = self.categories[rng.integers(len(self.categories))]
+        item = alike[rng.integers(len(alike))]
         image, label = paste(image, label, self.objects.read(item),
                              self.grounding.object_height, rng)
         label[label == OUTLIER] = self.ids[item.category]
