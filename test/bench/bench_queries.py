@@ -155,6 +155,8 @@ class Bench:
             raise SystemExit(f'no mask that answers {words!r} within 30 s')
         first, _ = listener.answered(start, answer['version'])
         return {'status_ms': 1e3 * (live - start), 'first_mask_ms': 1e3 * (first - start),
+                # Negative where the mask overtakes the status.
+                'after_status_ms': 1e3 * (first - live),
                 'older_masks_after_status': listener.answered(live, answer['version'])[1]}
 
     def latency(self) -> dict:
@@ -172,7 +174,7 @@ class Bench:
         return {
             'queries': len(found),
             **{key: _spread([entry[key] for entry in found])
-               for key in ('status_ms', 'first_mask_ms')},
+               for key in ('status_ms', 'first_mask_ms', 'after_status_ms')},
             'older_masks_after_status_max': max(
                 entry['older_masks_after_status'] for entry in found),
             'text_passes': after['text_passes'] - before['text_passes'],
@@ -248,6 +250,8 @@ def report(found: dict) -> str:
          f'{latency["status_ms"]["p50"]} / {latency["status_ms"]["max"]} ms'),
         ('query to first mask that answers, p50 / max',
          f'{latency["first_mask_ms"]["p50"]} / {latency["first_mask_ms"]["max"]} ms'),
+        ('query/status to that mask, p50 / max',
+         f'{latency["after_status_ms"]["p50"]} / {latency["after_status_ms"]["max"]} ms'),
         ('period of the masks', f'{period:.0f} ms'),
         ('network / readout, p50', f'{found["network_ms"]} / {found["readout_ms"]} ms'),
         ('masks of the older set after the status, at most',
@@ -266,7 +270,8 @@ def report(found: dict) -> str:
         '', f'{flood["sent"]} messages: {flood["answered"]} answered with '
         f'{flood["text_passes"]} text passes, the last '
         f'{"is" if flood["last_message_is_live"] else "is NOT"} live. Memory '
-        f'{flood["rss_before_mib"]} MiB before, {flood["rss_after_mib"]} MiB after.']
+        f'{flood["rss_before_mib"]} MiB before, {flood["rss_after_mib"]} MiB after.',
+        f'All processes on {found["cores"]} cores, load average {found["load"]:.1f}.']
     return '\n'.join(lines)
 
 
@@ -314,6 +319,7 @@ def main() -> int:
                     print(f'the nodes ended with {stack.returncode}', file=sys.stderr)
                     return 1
                 found = {'model': options.model, 'size': options.size, 'rate': options.rate,
+                         'cores': len(os.sched_getaffinity(0)), 'load': os.getloadavg()[0],
                          'latency': bench.latency(), 'flood': bench.flood()}
                 camera = bench.listener.camera
                 found |= {key: camera[key] for key in ('network_ms', 'readout_ms', 'bad_frames')}
