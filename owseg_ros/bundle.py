@@ -191,12 +191,14 @@ class EnsembleInfo:
     How trained and frozen region embeddings are combined: exponent a of the frozen ones.
 
     ``seen`` for queries whose name or wording is among ``seen_names`` (those of training),
-    ``unseen`` for the others; 0..1 each.
+    ``unseen`` for the others; 0..1 each. ``temperature``: of the frozen ones, None for that of
+    the trained ones.
     """
 
     seen: float
     unseen: float
     seen_names: tuple[str, ...]
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -371,7 +373,8 @@ def _language_info(language: Mapping[str, Any]) -> LanguageInfo:
         threshold=float(language['threshold']),
         operating_point=language['operating_point'],
         ensemble=ensemble and EnsembleInfo(
-            float(ensemble['seen']), float(ensemble['unseen']), tuple(ensemble['seen_names'])))
+            float(ensemble['seen']), float(ensemble['unseen']), tuple(ensemble['seen_names']),
+            ensemble.get('temperature') and float(ensemble['temperature'])))
 
 
 def write_bundle(

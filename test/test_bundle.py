@@ -373,6 +373,9 @@ def test_wrong_values(folder, change, patterns):
     (set_key(['language', 'ensemble'], {'seen': 0.4, 'unseen': 0.8, 'seen_names': []}),
      [r'language\.ensemble goes with', 'write null']),
     (set_key(['language', 'ensemble'], {'seen': 0.4}), [r"missing key 'unseen'"]),
+    (set_key(['language', 'ensemble'], {
+        'seen': 0.4, 'unseen': 0.8, 'seen_names': [], 'temperature': 0}),
+     [r'ensemble\.temperature: 0', 'above zero']),
     (set_key(['language', 'tau'], 1), [r"language: unknown key 'tau'"]),
 ])
 def test_wrong_language(speaking, change, patterns):
@@ -398,6 +401,8 @@ def test_language_is_read(speaking):
     edit_manifest(speaking, set_key(
         ['language', 'ensemble'], {'seen': 0.4, 'unseen': 1, 'seen_names': ['red', 'sky']}))
     assert load_bundle(speaking).language.ensemble == EnsembleInfo(0.4, 1.0, ('red', 'sky'))
+    edit_manifest(speaking, set_key(['language', 'ensemble', 'temperature'], 0.01))
+    assert load_bundle(speaking).language.ensemble.temperature == 0.01
 
 
 def test_the_first_of_several_problems_is_told_and_the_rest_counted(folder):

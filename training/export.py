@@ -380,6 +380,7 @@ def _language(network: MaskClassifier, encoder: TextEncoder,
     if network.config.region_head == FROZEN_CLIP:
         section['ensemble'] = {
             'seen': head.seen_share, 'unseen': head.unseen_share,
+            'temperature': round(1 / network.backbone.scale.item(), 5),
             'seen_names': sorted({text for group in class_wordings([c.name for c in classes])
                                   for text in group})}
     return section

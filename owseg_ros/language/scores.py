@@ -92,17 +92,19 @@ class PreparedQueries:
         embeddings: float [R, D], rows of unit length; frozen: those of the frozen image tower,
         None leaves them out of the ensemble. Raises LanguageError where D is another.
         """
-        background, own = self._logits(embeddings)
+        language = self.language
+        background, own = self._logits(embeddings, language.temperature)
         if frozen is None:
             return self._votes(background, own, self.same)
-        frozen_background, frozen_own = self._logits(frozen)
+        temperature = language.ensemble and language.ensemble.temperature
+        frozen_background, frozen_own = self._logits(frozen, temperature or language.temperature)
         found = np.empty((len(embeddings), len(self)), np.float32)
         for share in np.unique(self.frozen_share):
             chosen = self.frozen_share == share
             # The normalisers of both softmaxes cancel in the last one.
             found[:, chosen] = self._votes(
                 (1 - share) * background + share * frozen_background,
-                (1 - share) * own + share * frozen_own, self.same, chosen)
+                ((1 - share) * own + share * frozen_own)[:, chosen], self.same[:, chosen])
         return found
 
     def weights(self, region_embeddings: np.ndarray, objectness: Optional[np.ndarray] = None,
@@ -119,26 +121,26 @@ class PreparedQueries:
                                 dtype=np.float32)[:, None]
         return weights
 
-    def _logits(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return <z, t> / tau for the background [R, T] and for the rows of the queries."""
+    def _logits(self, embeddings: np.ndarray,
+                temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return <z, t> / tau, the best row's: of the background [R, things], of queries [R, Q]."""
         embeddings = np.asarray(embeddings, np.float32)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.language.dim:
             raise LanguageError(f'expected embeddings [regions, {self.language.dim}], not '
                                 f'{list(embeddings.shape)}; use queries that were prepared for '
                                 'this model')
-        scaled = embeddings / np.float32(self.language.temperature)
-        return scaled @ self.background.T, scaled @ self.queries.embeddings.T
+        scaled = embeddings / np.float32(temperature)
+        background = np.maximum.reduceat(scaled @ self.background.T, self.starts, axis=1)
+        return background, self.queries.per_query(scaled @ self.queries.embeddings.T)
 
-    def _votes(self, background: np.ndarray, own: np.ndarray, same: np.ndarray,
-               chosen: slice | np.ndarray = np.s_[:]) -> np.ndarray:
-        """Return p(q|z) from logits, [R, chosen queries]."""
-        best = self.queries.per_query(own)[:, chosen]
-        background = np.maximum.reduceat(background, self.starts, axis=1)
+    @staticmethod
+    def _votes(background: np.ndarray, best: np.ndarray, same: np.ndarray) -> np.ndarray:
+        """Return p(q|z) from logits, [R, queries]; same: the votes for these queries."""
         strongest = background.max(axis=1, keepdims=True)
         spread = np.exp(background - strongest)
         top = np.maximum(best, strongest)
         mine, others = np.exp(best - top), np.exp(strongest - top)
-        return ((mine + others * (spread @ same[:, chosen]))
+        return ((mine + others * (spread @ same))
                 / (mine + others * spread.sum(axis=1, keepdims=True)))
 
 

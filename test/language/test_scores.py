@@ -50,20 +50,19 @@ def log_softmax(logits):
 
 
 def expected(encoder, wordings, z, frozen=None, share=0.0, language=LANGUAGE):
-    """Return p(q|z) as the docstring says it: only the best text of each thing counts."""
+    """Return p(q|z) as the docstring says it: only the best text of each thing counts in each."""
     def rows(texts):
         return np.array([encoder.vector(text) for text in texts], np.float64)
 
-    def log_p(embedding, texts):
-        return log_softmax(texts @ embedding / language.temperature)
+    def log_p(embedding, temperature):
+        return log_softmax(np.array([(thing @ embedding).max() for thing in things]) / temperature)
 
     things = [rows(texts) for texts in (*language.background, wordings)]
-    texts = np.vstack(things)
-    logs = log_p(z, texts)
+    logs = log_p(z, language.temperature)
     if frozen is not None:
-        logs = (1 - share) * logs + share * log_p(frozen, texts)
-    ends = np.cumsum([len(thing) for thing in things])
-    p = np.exp(log_softmax(np.array([part.max() for part in np.split(logs, ends[:-1])])))
+        logs = (1 - share) * logs + share * log_p(
+            frozen, language.ensemble.temperature or language.temperature)
+    p = np.exp(log_softmax(logs))
     meaning = language.same_meaning
     cosines = np.array([(thing @ things[-1].T).max() for thing in things[:-1]])
     same = np.exp((cosines - cosines.max()) / meaning.margin) / (
@@ -115,9 +114,10 @@ def test_wordings_do_not_add_up(encoder):
     np.testing.assert_allclose(twin.probabilities(z), alone.probabilities(z), atol=1e-6)
 
 
-def test_ensemble_with_a_frozen_tower(encoder):
+@pytest.mark.parametrize('temperature', [None, 0.3])
+def test_ensemble_with_a_frozen_tower(temperature, encoder):
     """Names and wordings seen in training, however they are written, trust training more."""
-    language = replace(LANGUAGE, ensemble=ENSEMBLE)
+    language = replace(LANGUAGE, ensemble=replace(ENSEMBLE, temperature=temperature))
     prepared = prepare(encoder, language=language)
     trained, frozen = unit(1, 4), unit(2, 4)
     found = prepared.probabilities(trained, frozen)
@@ -125,7 +125,7 @@ def test_ensemble_with_a_frozen_tower(encoder):
         for q, share in enumerate((0.4, 0.4, 0.8)):
             assert found[index, q] == pytest.approx(expected(
                 encoder, WORDINGS[q], trained[index].astype(float), frozen[index].astype(float),
-                share), abs=2e-4)
+                share, language), abs=2e-4)
     np.testing.assert_array_equal(
         prepared.probabilities(trained), prepare(encoder).probabilities(trained))
     np.testing.assert_allclose(prepare(encoder).probabilities(trained, frozen),

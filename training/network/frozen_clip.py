@@ -127,7 +127,8 @@ class FrozenClipHead(PooledRegionHead):
     def _class_logits(self, embeddings: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return [B, N, K]: scaled cosines, of a class the one of its nearest wording."""
         logits = scale * embeddings @ self.texts.T
-        return logits[..., self.rows_of_class].amax(3)
+        rows = self.rows_of_class
+        return logits.index_select(2, rows.flatten()).unflatten(2, rows.shape).amax(3)
 
     def trained_logits(self, regions: torch.Tensor, void_bias: torch.Tensor) -> torch.Tensor:
         """
