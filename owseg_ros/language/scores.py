@@ -123,7 +123,7 @@ class PreparedQueries:
 
     def _logits(self, embeddings: np.ndarray,
                 temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return <z, t> / tau, the best row's: of the background [R, things], of queries [R, Q]."""
+        """Return <z, t> / tau of the best row: background [R, things], queries [R, Q]."""
         embeddings = np.asarray(embeddings, np.float32)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.language.dim:
             raise LanguageError(f'expected embeddings [regions, {self.language.dim}], not '
