@@ -157,6 +157,8 @@ def test_thresholds_and_names(encoder):
         prepare(encoder, default_threshold=0.9).thresholds, [0.9, 0.9, 0.25])
     np.testing.assert_allclose(
         prepare(encoder, default_threshold=0.0).thresholds, [0, 0, 0.25])
+    everything = prepare(encoder, '{"queries": [{"name": "dog", "threshold": 0}]}')
+    assert everything.thresholds.tolist() == [0]
     with pytest.raises(ValueError):
         prepared.thresholds[0] = 1
 
