@@ -73,6 +73,9 @@ def _stage(stage: Stage) -> str:
 
 def _losses(log: Sequence[dict[str, Any]], rows: int = 8) -> str:
     """Return a table of a stage's losses at some of its steps."""
+    log = [entry for entry in log if 'total' in entry]
+    if not log:
+        return 'No losses were recorded.'
     names = [name for name in log[0] if name != 'step']
     means: dict[str, float] = {}
     table = [f'| step | {" | ".join(names)} |', '|' + '---|' * (1 + len(names))]
