@@ -151,6 +151,7 @@ setup(
             'onnx>=1.16',
             'onnxscript',
             'safetensors>=0.4',
+            'scikit-learn',
             'scipy>=1.15',
             'tensorboard',
             'timm>=1.0',
@@ -158,7 +159,7 @@ setup(
             'tqdm',
             'transformers>=5',
         ],
-        # Text towers of CLIP, for owseg-train text-encoder open-clip.
+        # CLIP: image towers as backbones, text towers for owseg-train text-encoder open-clip.
         'clip': [
             'open_clip_torch>=3',
         ],
