@@ -244,8 +244,8 @@ PERCEPTION = (
          'Folder of the text encoder of queries; empty: the one that owseg text-encoder put '
          'into place.', UNCONFIGURED),
     Spec('queries', '',
-         'What to ask for from the start, as on the topic query: a comma list or JSON.',
-         UNCONFIGURED),
+         'What to ask for, as on the topic query: a comma list or JSON. Set in a running node it '
+         'is one more way to ask; it is taken whole, or refused with the reason.'),
     Spec('query_threshold', -1.0,
          'Scores from here on are what a query asks for, unless it has a threshold of its own; '
          '-1: as the model was calibrated.', limits=(-1.0, 1.0), check=_query_threshold),

@@ -382,6 +382,9 @@ class PerceptionNode(LifecycleNode):
                 load_vocabulary(changed['vocabulary'])
             except OwsegError as error:
                 return str(error)
+        refused = self._queries.problem(changed['queries']) if 'queries' in changed else ''
+        if refused:
+            return f'queries: {refused}'
         segmenter = self._segmenter
         if segmenter is None or not _READOUT_PARAMETERS & changed.keys():
             return ''
@@ -396,6 +399,8 @@ class PerceptionNode(LifecycleNode):
             self._segmenter.settings = self._settings(self._segmenter.bundle, changed)
             if _LABEL_PARAMETERS & changed.keys() and self._phase == 'active':
                 self._publish_labels()
+        if 'queries' in changed and self._segmenter is not None:
+            self._queries.ask(changed['queries'])
         if 'query_threshold' in changed:
             self._queries.adjust(threshold=_threshold(changed['query_threshold']))
         if 'name_unknown' in changed and self._segmenter is not None:

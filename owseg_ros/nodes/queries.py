@@ -23,8 +23,10 @@ from owseg_ros.language.cache import CachingTextEncoder
 from owseg_ros.language.contract import TextEncoderError
 from owseg_ros.language.installed import default_text_encoder_path, open_text_encoder
 from owseg_ros.language.live import (
-    Answer, LanguageSetup, LanguageState, LiveQueries, NO_MODEL, OPENING, READY, UNCONFIGURED)
+    Answer, LanguageSetup, LanguageState, LiveQueries, NO_MODEL, OPENING, READY, UNAVAILABLE,
+    UNCONFIGURED)
 from owseg_ros.language.naming import RegionNamer
+from owseg_ros.language.queries import parse_queries
 from owseg_ros.language.scores import PreparedQueries
 from owseg_ros.nodes import qos
 from owseg_ros.nodes.diagnostics import OK, status, WARN
@@ -90,6 +92,19 @@ class QueryTopics:
         """Forget the model and the queries."""
         self._setup = None
         self._queries.release()
+
+    def problem(self, message: str) -> str:
+        """Return why a message would not be answered whole now, or an empty string."""
+        parsed = parse_queries(message)
+        refused = [f'{rejection.entry!r}: {rejection.reason}' for rejection in parsed.rejected]
+        state = self._queries.state
+        if parsed.queries and state.state == UNAVAILABLE:
+            refused.append(state.error)
+        return '; '.join(refused)
+
+    def ask(self, message: str) -> None:
+        """Ask as the topic does; never waits."""
+        self._queries.ask(message)
 
     def adjust(self, **changes: Any) -> None:
         """Change `threshold`, `vocabulary` or `names` of the setup, where there is one."""

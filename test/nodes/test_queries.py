@@ -23,6 +23,7 @@ from owseg_ros.language import CachingTextEncoder, TextEncoderError
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.nodes.perception import PerceptionNode
 import pytest
+from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -586,6 +587,29 @@ def test_clear_by_service(ros, asking):
     node.status(lambda status: status['state'] == 'unconfigured')
     response = call()
     assert not response.success and 'configure the node' in response.message
+
+
+def test_ask_by_service(ros, asking):
+    """The parameter queries of a running node asks as the topic does, or says why it does not."""
+    node = asking().ready()
+    client = ros.client.create_client(
+        SetParameters, f'{node.node.get_fully_qualified_name()}/set_parameters')
+    assert client.wait_for_service(20.0)
+
+    def ask(message):
+        future = client.call_async(SetParameters.Request(
+            parameters=[Parameter('queries', value=message).to_parameter_msg()]))
+        wait_until(future.done)
+        return future.result().results[0]
+
+    assert ask('green, blue').successful
+    assert node.status(lambda status: status['active'])['active'] == ['green', 'blue']
+    refused = ask('red, re\x07d, Red')
+    assert not refused.successful
+    assert 'U+0007' in refused.reason and 'asked for twice' in refused.reason
+    assert node.node.get_parameter('queries').value == 'green, blue'
+    assert ask('').successful
+    assert not node.status(lambda status: status['version'] == 2)['active']
 
 
 @pytest.fixture
