@@ -438,7 +438,7 @@ class ClosedSetTraining:
         for parts in progress:
             losses = self._train_step(parts)
             progress.set_postfix(loss=f'{losses["total"]:.2f}')
-            if self.step % log_every == 0:
+            if self.step % log_every == 0 or self.step == iterations:
                 self._log(step=self.step, **losses)
             if validate_every and (self.step % validate_every == 0 or self.step == iterations):
                 limit = None if self.step == iterations else 25
