@@ -82,9 +82,10 @@ def fit_same_meaning(encoder: TextEncoder) -> dict[str, float]:
         return -(np.log(p[own]).sum() + np.log(1 - p[~own]).sum()) / len(texts)
 
     found = minimize(cost, [0.5, np.log(0.1), np.log(0.05)], method='Nelder-Mead').x
-    return {'cosine': round(float(found[0]), 4),
-            **{key: round(float(np.exp(value)), 4)
-               for key, value in zip(('scale', 'margin'), found[1:])}}
+    # Where texts separate the things perfectly, the fit has no end; these are the manifest's.
+    limits = {'cosine': (-1, 1), 'scale': (1e-4, 10), 'margin': (1e-4, 10)}
+    return {key: round(float(np.clip(value, *limits[key])), 4)
+            for key, value in zip(limits, (found[0], *np.exp(found[1:])))}
 
 
 def language_section(encoder: TextEncoder, labels: Sequence[str],
