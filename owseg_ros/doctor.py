@@ -70,7 +70,7 @@ def examine(model: Path | None = None, topic: str | None = None, seconds: float 
     all; seconds: how long to listen on the ROS graph.
     """
     bundle = _bundle(model)
-    checks = [_python(), *_packages(), _engine(), _model(bundle), _text_encoder(bundle)]
+    checks = [_python(), *_packages(), _engine(), _model(bundle), check_text_encoder(bundle)]
     if importlib.util.find_spec('rclpy') is None:
         return [*checks, Check('ROS 2', FAIL, 'rclpy is not installed',
                                'source a ROS 2 installation, or pip install "owseg_ros[ros]"')]
@@ -133,7 +133,8 @@ def _model(bundle: Bundle | OwsegError) -> Check:
                               f'{bundle.input.height}, {asked}')
 
 
-def _text_encoder(bundle: Bundle | OwsegError) -> Check:
+def check_text_encoder(bundle: Bundle | OwsegError) -> Check:
+    """Say whether this machine has the text encoder of a bundle, or of one that was refused."""
     name = 'text encoder'
     language = None if isinstance(bundle, OwsegError) else bundle.language
     space = language.space if language else SENTENCE_SPACE

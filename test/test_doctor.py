@@ -16,7 +16,8 @@ import os
 import subprocess
 import sys
 
-from owseg_ros.doctor import examine, OK, ros_processes, WARN
+from owseg_ros.bundle import BundleError
+from owseg_ros.doctor import check_text_encoder, examine, OK, ros_processes, WARN
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 import pytest
 from support import dds
@@ -96,26 +97,26 @@ def test_silence_is_reported_with_advice(monkeypatch):
     assert checks['camera'].level == WARN and 'front/image' in checks['camera'].found
     assert 'ros2 run owseg_ros camera' in checks['camera'].advice
     assert checks['perception'].level == WARN
+    assert 'text encoder' in checks
 
 
 def test_the_text_encoder_is_there_missing_damaged_or_another(tmp_path, monkeypatch):
-    monkeypatch.setenv('ROS_DOMAIN_ID', str(dds.DOMAIN + 40))
     monkeypatch.setenv('OWSEG_TEXT_ENCODER', str(tmp_path / 'tiny'))
-
-    def found(model=None):
-        return next(check for check in examine(model, seconds=0.05)
-                    if check.name == 'text encoder')
-
-    plain = make_tiny_bundle(tmp_path / 'plain').path
-    assert (found(plain).level, found(plain).advice) == (WARN, 'run: owseg text-encoder')
+    plain = make_tiny_bundle(tmp_path / 'plain')
+    for bundle in (plain, BundleError('refused')):
+        missing = check_text_encoder(bundle)
+        assert (missing.level, missing.advice) == (WARN, 'run: owseg text-encoder')
     encoder = make_tiny_text_encoder(tmp_path / 'tiny')
-    asked = make_tiny_bundle(tmp_path / 'asked', encoder=OnnxTextEncoder(encoder.path)).path
-    for model in (plain, asked):
-        assert found(model).level == OK and 'space tiny, 16 numbers' in found(model).found
+    asked = make_tiny_bundle(tmp_path / 'asked', encoder=OnnxTextEncoder(encoder.path))
+    for bundle in (plain, asked):
+        found = check_text_encoder(bundle)
+        assert found.level == OK and 'space tiny, 16 numbers' in found.found
     make_tiny_text_encoder(tmp_path / 'tiny', space='other')
-    assert found(plain).level == OK
-    assert found(asked).level == WARN and 'the model is asked in tiny' in found(asked).found
-    assert 'of an encoder of tiny' in found(asked).advice
+    assert check_text_encoder(plain).level == OK
+    another = check_text_encoder(asked)
+    assert another.level == WARN and 'the model is asked in tiny' in another.found
+    assert 'of an encoder of tiny' in another.advice
     (tmp_path / 'tiny' / 'text.onnx').write_bytes(b'damaged')
-    assert found(plain).level == WARN and 'sha256' in found(plain).found
-    assert found(plain).advice == 'run: owseg text-encoder'
+    damaged = check_text_encoder(plain)
+    assert damaged.level == WARN and 'sha256' in damaged.found
+    assert damaged.advice == 'run: owseg text-encoder'
