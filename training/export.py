@@ -425,15 +425,22 @@ def _manifest(network: MaskClassifier, config: Config, classes: Sequence[ClassSp
     ours = bool(stages)
     outliers = ('; outliers: cut-outs from COCO (CC BY, CC BY-SA) and DAVIS'
                 if model_card.outlier_stage(stages) else '')
-    if shape.region_head != 'none' and ours:
+    backbone, origin, license_name = shape.backbone, _STARTED_FROM, 'Apache-2.0'
+    if shape.region_head == FROZEN_CLIP and ours:
+        backbone = f'open_clip {shape.backbone_options["model"]}'
+        origin = f'the image tower of {backbone}, frozen; ' + (
+            'language.space names its weights by their sha256'
+            if stages[0].config.network.pretrained else 'random weights')
+        license_name += f'; that of the weights of {backbone} is their own'
+    elif shape.region_head != 'none' and ours:
         outliers += '; words for their classes and objects (training/data/words.yaml)'
     return {
         'name': config.name,
         'version': '0.1.0',
-        'description': f'Mask classifier with {len(classes)} classes; {shape.backbone}, '
+        'description': f'Mask classifier with {len(classes)} classes; {backbone}, '
                        f'{shape.pixel_decoder} pixel decoder, {shape.decoder_layers} decoder '
                        f'layer(s), {shape.queries} queries.',
-        'license': 'Apache-2.0' if ours else 'that of the checkpoint it was converted from',
+        'license': license_name if ours else 'that of the checkpoint it was converted from',
         'classes': [{'id': i, 'name': c.name, 'color': list(c.color)}
                     for i, c in enumerate(classes)],
         'network': {
@@ -452,7 +459,7 @@ def _manifest(network: MaskClassifier, config: Config, classes: Sequence[ClassSp
         'provenance': {
             'training_data': _TRAINED_ON + outliers if ours else _CONVERTED,
             'stage': config.stage if ours else 'converted',
-            'initialisation': _STARTED_FROM if ours else _CONVERTED,
+            'initialisation': origin if ours else _CONVERTED,
             'parameters': parameters,
             'config': config.to_dict() | {'data': {
                 k: list(v) if isinstance(v, tuple) else v
