@@ -288,6 +288,9 @@ def test_each_frame_of_a_batch_is_asked(speaking, ask):
     results = segmenter.segment(frames, QUERY_MAPS, queries=ask('red, green'))
     assert (results[0].query_mask[:, :40] == 0).all()
     assert (results[1].query_mask[:, :24] == 1).all()
+    frames = [paint(96, 64, right=(255, 255, 0)), paint(96, 64, right=(255, 255, 255))]
+    results = segmenter.segment(frames, QUERY_MAPS, queries=ask('yellow, white'))
+    assert [set(np.unique(result.query_mask[:, 56:])) for result in results] == [{0}, {1}]
 
 
 @pytest.mark.parametrize('message', [None, ''])

@@ -496,6 +496,19 @@ def test_only_the_anomalous_part_of_a_region_and_only_what_reaches():
     assert (second.query_mask[:, 10:] == 0).all()
 
 
+@pytest.mark.parametrize('level, winner', [(0.9, 0), (0.7, 1)])
+def test_masks_outdo_regions_that_answer_less(level, winner):
+    """Everything is anomalous; a mask without a class says query 0, the region query 1."""
+    found = CpuReadout()(
+        np.full((1, 2, 2), 40, np.float32), np.zeros((1, 1), np.float32), (8, 8), (8, 8),
+        ReadoutSettings(0.5), QUERY_MAPS, query_weights=np.array([[level, 0.0]], np.float32),
+        query_thresholds=np.array([0.5, 0.5], np.float32),
+        score_regions=lambda mask: [RegionScores(
+            np.s_[:, :], mask != 0, np.array([0.1, 0.8], np.float32))])
+    assert (found.query_mask == winner).all()
+    np.testing.assert_allclose(found.query_score, max(level, 0.8), atol=1e-5)
+
+
 def test_regions_are_not_asked_without_queries():
     def fail(mask):
         raise AssertionError
