@@ -492,6 +492,8 @@ def test_only_the_anomalous_part_of_a_region_and_only_what_reaches():
     below = run([0.1, 0.8], [0.5, 0.85])
     assert (below.query_mask[:, 10:] == 255).all()
     np.testing.assert_allclose(below.query_score[:, 10:], 0.8, atol=1e-6)
+    high = run([0.1, 1.0], [0.5, 0.5])
+    assert (high.query_mask[:, 4:6] == 0).all() and (high.query_score[:, 4:6] < 0.95).all()
     second = run([0.6, 0.8], [0.5, 0.85])
     assert (second.query_mask[:, 10:] == 0).all()
 
