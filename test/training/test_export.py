@@ -17,13 +17,16 @@ import shutil
 import cv2
 import numpy as np
 import onnx
+from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.segmenter import Segmenter
 from owseg_training.cli import main
-from owseg_training.closed_set import ClosedSetTraining
+from owseg_training.closed_set import ClosedSetTraining, load_network
+from owseg_training.grounding import GroundingTraining
 from owseg_training.outliers import OutlierTraining
 import pytest
 from support.camvid import tiny_config, write_camvid
 from support.published import detectron2_config, detectron2_state, mask2former
+from support.tiny_text_encoder import DIM, make_tiny_text_encoder, SPACE
 import torch
 import yaml
 
@@ -220,3 +223,55 @@ def test_network_with_an_outlier_class_is_read_with_its_score(tmp_path):
     assert segmenter.bundle.outlier_class and segmenter.bundle.anomaly.score == 'uno'
     result = segmenter(np.full((72, 96, 3), 90, np.uint8))
     assert result.semantic.max() < 3 and result.anomaly_score.shape == (72, 96)
+
+
+@pytest.fixture(scope='module')
+def grounded(tmp_path_factory):
+    """Return a data folder with a text encoder and a run with a region head beside it."""
+    folder = tmp_path_factory.mktemp('grounded')
+    root = write_camvid(folder, 2)
+    make_tiny_text_encoder(folder / 'encoder')
+    ClosedSetTraining(tiny_config(root, 1), folder / 'start').run(report=False)
+    config = tiny_config(root, 1)
+    config.grounding.objects, config.grounding.region_hidden_dim = '', 32
+    GroundingTraining(config, folder / 'run', folder / 'start',
+                      OnnxTextEncoder(folder / 'encoder'), 'cpu').run(report=False)
+    return root
+
+
+@pytest.mark.timeout(300)
+def test_region_head_becomes_a_bundle_that_answers_texts(grounded, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    out = tmp_path / 'bundle'
+    assert main(['export', str(grounded / 'run'), '--out', str(out), '--data', str(grounded),
+                 '--text-encoder', str(grounded / 'encoder')]) == 0
+    bundle = Segmenter(out).bundle
+    assert bundle.outputs['region_embeddings'] == 'region_embeddings'
+    assert bundle.outputs['text_features'] == 'text_features'
+    parity = bundle.figures['onnx_parity']
+    assert {'region_embeddings', 'text_features'} < set(parity)
+    assert max(parity.values()) <= 1e-4
+    language = bundle.language
+    assert (language.space, language.dim) == (SPACE, DIM)
+    head = load_network(grounded / 'run')[0].region_head
+    assert language.temperature == pytest.approx(1 / head.scale.item(), abs=1e-5)
+    # The classes of the run come first in what competes with a query.
+    assert [thing[0] for thing in language.background[:3]] == ['a', 'b', 'c']
+    assert 'wordings of the classes on 2 frames of CamVid val' in language.operating_point
+    assert language.ensemble is None
+    card = (out / 'MODEL_CARD.md').read_text()
+    assert 'owseg-train grounding' in card and '| step | total | grounding | regions |' in card
+
+
+def test_encoder_of_a_run_with_region_head_must_fit(grounded, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('OWSEG_TEXT_ENCODER', str(tmp_path / 'nowhere'))
+    command = ['export', str(grounded / 'run'), '--out', str(tmp_path / 'bundle'), '--data',
+               str(grounded)]
+    assert main(command) == 2
+    assert 'run: owseg text-encoder' in capsys.readouterr().err
+    make_tiny_text_encoder(tmp_path / 'other', space='elsewhere')
+    assert main([*command, '--text-encoder', str(tmp_path / 'other')]) == 2
+    error = capsys.readouterr().err
+    assert 'text space tiny' in error and 'is of elsewhere' in error
+    assert not (tmp_path / 'bundle').exists()
