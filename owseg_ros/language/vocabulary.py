@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+import difflib
 from functools import lru_cache
 from importlib import resources
 import json
@@ -39,6 +40,10 @@ import yaml
 SCHEMA = 'owseg_ros/vocabulary'
 SLOT = '{}'
 MAX_BYTES = 1 << 20
+# Shorter names are near too many words; at this ratio one letter may be lost, doubled or, in a
+# long word, another.
+_LONG = 6
+_NEARLY = 0.86
 
 
 class VocabularyError(OwsegError):
@@ -95,8 +100,17 @@ class Vocabulary:
     things: tuple[Thing, ...] = ()
 
     def expand(self, name: str) -> tuple[str, ...]:
-        """Return the wordings of a normalised name; itself where the vocabulary has none."""
-        return self.wordings.get(name, (name,))
+        """
+        Return the wordings of a normalised name; itself where the vocabulary has none.
+
+        A longer name that is nearly one of the vocabulary ("pavment") is read as that one: text
+        encoders make little of words that are misspelt.
+        """
+        known = self.wordings.get(name)
+        if known is None and len(name) >= _LONG:
+            near = difflib.get_close_matches(name, self.wordings, 1, _NEARLY)
+            known = self.wordings[near[0]] if near else None
+        return known or (name,)
 
     def prompts(self, kind: str, wording: str) -> tuple[str, ...]:
         """

@@ -110,3 +110,15 @@ def test_the_vocabulary_of_roads():
     assert all(normalise_text(text) == text and len(set(group)) == len(group)
                for group in vocabulary.wordings.values() for text in group)
     assert vocabulary.templates['plain'] == ('{}',)
+
+
+def test_a_misspelt_name_is_read_as_the_one_it_nearly_is():
+    vocabulary = default_vocabulary()
+    for typo, name in (('pavment', 'pavement'), ('pedestrain', 'pedestrian'),
+                       ('trafic sign', 'traffic sign'), ('automobil', 'automobile'),
+                       ('stroler', 'stroller')):
+        assert vocabulary.expand(typo) == vocabulary.expand(name) != (name,)
+    # Other words, and words too short to tell.
+    for name in ('bridle', 'house', 'giraffe', 'caar', 'card', 'helicopter', 'boat'):
+        assert vocabulary.expand(name) == (name,)
+    assert NO_EXPANSION.expand('pavment') == ('pavment',)
