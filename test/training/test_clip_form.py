@@ -11,13 +11,21 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import json
+
 import numpy as np
+from owseg_ros.frame import Frame, image_to_array
+from owseg_ros.language import QueryBook
+from owseg_ros.language.onnx_encoder import OnnxTextEncoder
+from owseg_ros.language.scores import QueryScorer
 from owseg_ros.language.vocabulary import default_vocabulary
-from owseg_training import cli
+from owseg_ros.segmenter import Segmenter
+from owseg_training import cli, tensorrt_support
 from owseg_training.class_texts import class_wordings, clip_class_texts
 from owseg_training.closed_set import ClosedSetTraining, load_network, parameter_groups
 from owseg_training.config import ConfigError, RECIPES
 from owseg_training.data.stream import MEAN, STD
+from owseg_training.export import export_onnx, parity
 from owseg_training.network import MaskClassifier
 from owseg_training.network.backbone import build_backbone
 from owseg_training.network.frozen_clip import cell_weights, HARD, SOFT
@@ -272,7 +280,7 @@ def test_what_does_not_go_together_is_refused(weights):
         build_backbone('open_clip', None, {'name': 'RN50'})
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_run_is_read_back_without_the_checkpoint_of_clip(weights, tmp_path):
     root = write_camvid(tmp_path)
     copy = tmp_path / 'clip.pt'
@@ -315,3 +323,105 @@ def test_weights_that_are_not_there_are_one_line(tmp_path, weights, capsys):
     assert cli.main(['closed-set', '--config', str(recipe), '--out', str(tmp_path / 'run')]) == 2
     message = capsys.readouterr().err
     assert message.count('\n') == 1 and 'missing.pt cannot be read' in message
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize('model, pooling', [('tiny-convnext', SOFT), ('tiny-resnet', HARD)])
+def test_the_graph_is_the_network(model, pooling, weights, tmp_path):
+    network = make(model, weights, region_pooling=pooling)
+    with torch.no_grad():
+        network.transformer_decoder.mask_embed[-1].weight.mul_(30)
+    export_onnx(network, tmp_path / 'network.onnx', (96, 64))
+    images = [torch.randn(3, 64, 96) for _ in range(3)]
+    found = parity(network, tmp_path / 'network.onnx', images)
+    assert {'region_embeddings', 'frozen_region_embeddings', 'text_features'} < set(found)
+    assert max(found.values()) <= 1e-4, found
+    assert tensorrt_support.check(tmp_path / 'network.onnx').summary()['unsupported'] == []
+
+
+@pytest.fixture(scope='module')
+def chain(weights, tmp_path_factory):
+    """Return the folders of bundle and text encoder, made by the command line alone."""
+    folder = tmp_path_factory.mktemp('chain')
+    root = write_camvid(folder)
+    listing = root / 'camvid' / 'classes.json'
+    for old, new in (('"a"', '"car"'), ('"b"', '"tree"'), ('"c"', '"sky"')):
+        listing.write_text(listing.read_text().replace(old, new))
+    recipe, clip = folder / 'recipe.yaml', weights['tiny-resnet']
+    recipe.write_text(yaml.safe_dump(clip_config(root, 'tiny-resnet', None).to_dict()))
+    run, text, bundle = (str(folder / name) for name in ('run', 'text', 'bundle'))
+    for command in (
+            ['closed-set', '--config', str(recipe), '--pretrained', str(clip), '--out', run],
+            ['text-encoder', 'open-clip', '--model', 'tiny-resnet', '--weights', str(clip),
+             '--out', text],
+            ['export', run, '--out', bundle, '--data', str(root), '--text-encoder', text]):
+        assert cli.main(command) == 0
+    return bundle, text
+
+
+@pytest.mark.timeout(300)
+def test_a_checkpoint_of_clip_becomes_masks_of_words(chain):
+    bundle, text = chain
+    segmenter, encoder = Segmenter(bundle), OnnxTextEncoder(text)
+    language = segmenter.bundle.language
+    assert language.space == encoder.space and language.dim == DIM
+    assert 'open_clip tiny-resnet' in segmenter.bundle.license
+    assert 'frozen; language.space' in segmenter.bundle.provenance['initialisation']
+    ensemble = language.ensemble
+    assert (ensemble.seen, ensemble.unseen) == (0.4, 0.8) and 'automobile' in ensemble.seen_names
+    assert ensemble.temperature == pytest.approx(0.07, abs=1e-4)  # open_clip's random model's.
+    book, scorer = QueryBook(encoder), QueryScorer(language, encoder)
+    both = scorer.prepare(book.ask('automobile, traffic cone').active)
+    assert both.frozen_share.tolist() == pytest.approx([0.4, 0.8])
+    cone = scorer.prepare(book.ask('traffic cone').active)
+    image = np.random.default_rng(0).integers(0, 256, (72, 96, 3), np.uint8)
+    found = segmenter(image, maps={'query_mask', 'query_score'}, queries=cone)
+    assert ((found.query_mask == 0) == (found.query_score >= cone.thresholds[0])).all()
+    output = segmenter.engine.infer([Frame(image)])
+    arguments = output.region_embeddings[0], 1 - output.no_object_probabilities[0]
+    combined = class_map(output, cone.weights(*arguments, output.frozen_region_embeddings[0]))
+    # Anomalous regions may answer for more than the masks that they are in.
+    assert np.abs(found.query_score - combined).mean() < 1e-3
+    assert np.abs(found.query_score - class_map(output, cone.weights(*arguments))).mean() > 0.01
+
+
+def class_map(output, weights):
+    """Return the best score of each pixel, float [72, 96], of weights [N, Q]."""
+    masks = functional.interpolate(torch.from_numpy(output.mask_logits[:1]), size=(72, 96),
+                                   mode='bilinear', align_corners=False)[0].sigmoid()
+    return np.einsum('nhw,nq->qhw', masks.numpy(), weights).clip(max=1).max(0)
+
+
+@pytest.mark.timeout(300)
+def test_its_masks_are_published_when_words_are(chain):
+    pytest.importorskip('rclpy', reason='rclpy is not installed (pip install owseg_ros[ros])')
+    from owseg_ros.nodes.perception import PerceptionNode
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import String
+    from support.dds import ImagePublisher, LATCHED, RELIABLE, Repeater, Ros, stamp_of, wait_until
+
+    bundle, text = chain
+    ros = Ros()
+    try:
+        statuses = ros.collect(String, 'query/status', LATCHED)
+        masks, labels = ros.collect(Image, 'query/mask'), ros.collect(String, 'query/labels')
+        topic = ros.client.create_publisher(String, 'query', RELIABLE)
+        camera = ImagePublisher(ros.client, qos=RELIABLE)
+        node = ros.start(PerceptionNode, {
+            'model': bundle, 'text_encoder': text, 'autostart': True, 'query_threshold': 0.0})
+        wait_until(lambda: node.phase == 'active')
+        statuses.first(lambda message: json.loads(message.data)['state'] == 'ready')
+        wait_until(lambda: topic.get_subscription_count() > 0)
+        topic.publish(String(data='automobile, traffic cone'))
+        image = np.random.default_rng(1).integers(0, 256, (72, 96, 3), np.uint8)
+        with Repeater(lambda: camera.send(image), 10.0):
+            label = json.loads(labels.first(
+                lambda message: len(json.loads(message.data)['queries']) == 2
+                and json.loads(message.data)['stamp'] is not None).data)
+            stamp = label['stamp']['sec'], label['stamp']['nanosec']
+            mask = image_to_array(masks.first(lambda message: stamp_of(message) == stamp))
+    finally:
+        ros.close()
+    assert [query['name'] for query in label['queries']] == ['automobile', 'traffic cone']
+    # At a threshold of 0, each pixel has its best query.
+    assert mask.shape == (72, 96) and set(np.unique(mask)) <= {0, 1}

@@ -44,6 +44,7 @@ MIN_AREA = 16
 # Of the areas of regions, in pixels of the frame.
 BINS = {'16 to 99': (MIN_AREA, 100), '100 to 999': (100, 1000), 'under 1,000': (MIN_AREA, 1000),
         '1,000 to 9,999': (1000, 10_000), '10,000 and more': (10_000, np.inf)}
+LARGE = 1000
 STRIDE = 32
 # A perfect mask's logits; sigmoids of 32-bit numbers go no further without becoming 1.
 FIRM = 1e-5
@@ -153,10 +154,13 @@ def told(training: Pooled, validation: Pooled) -> np.ndarray:
     """
     Return bool [R], whether a linear probe of the training split tells a region's class.
 
-    A region of which nothing is left is not told.
+    The probe learns from regions of 1,000 pixels and more alone: it knows what classes look like,
+    as a text does, and not what is left of small ones. A region of which nothing is left is not
+    told.
     """
     probe = LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto')
-    probe.fit(training.vectors[training.kept], training.label[training.kept])
+    learned = training.kept & (training.area >= LARGE)
+    probe.fit(training.vectors[learned], training.label[learned])
     return (probe.predict(validation.vectors) == validation.label) & validation.kept
 
 
