@@ -225,6 +225,25 @@ class LanguageInfo:
 
 
 @dataclass(frozen=True)
+class NoveltyInfo:
+    """
+    How regions are compared with taught classes; see owseg_ros.novelty.
+
+    metric_head: ONNX file, float32 [R, C] mean pixel features of regions to float32 [R, D] of
+    unit length; metric_head_sha256: its checksum. dim: D. known_prototypes: npz file of the known
+    classes' prototypes. threshold: theta_novel, the least cosine of a match, -1..1;
+    operating_point: how it was chosen.
+    """
+
+    metric_head: Path
+    metric_head_sha256: str
+    dim: int
+    known_prototypes: Path
+    threshold: float
+    operating_point: str
+
+
+@dataclass(frozen=True)
 class Bundle:
     """
     A validated bundle, as ``load_bundle`` returns it.
@@ -235,7 +254,7 @@ class Bundle:
     (None where the network has no such output).
     ``outlier_class`` says whether class_logits has one more column, before that of no-object,
     for what the network was shown as outliers. ``language`` is None where the network has no
-    region embeddings.
+    region embeddings, ``novelty`` where it has no metric head.
     """
 
     path: Path
@@ -252,6 +271,7 @@ class Bundle:
     files: Mapping[str, str]
     outlier_class: bool = False
     language: LanguageInfo | None = None
+    novelty: NoveltyInfo | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
@@ -335,6 +355,7 @@ def load_bundle(path: str | os.PathLike) -> Bundle:
         files=dict(manifest['files']),
         outlier_class=network.get('outlier_class', False),
         language=_language_info(manifest['language']) if 'language' in manifest else None,
+        novelty=_novelty_info(folder, manifest) if 'novelty' in manifest else None,
         provenance=manifest.get('provenance', {}),
         figures=manifest.get('figures', {}))
 
@@ -377,6 +398,17 @@ def _language_info(language: Mapping[str, Any]) -> LanguageInfo:
             ensemble.get('temperature') and float(ensemble['temperature'])))
 
 
+def _novelty_info(folder: Path, manifest: Mapping[str, Any]) -> NoveltyInfo:
+    novelty = manifest['novelty']
+    return NoveltyInfo(
+        metric_head=folder / novelty['metric_head'],
+        metric_head_sha256=manifest['files'][novelty['metric_head']],
+        dim=int(novelty['dim']),
+        known_prototypes=folder / novelty['known_prototypes'],
+        threshold=float(novelty['threshold']),
+        operating_point=novelty['operating_point'])
+
+
 def write_bundle(
     path: str | os.PathLike,
     manifest: Mapping[str, Any],
@@ -407,11 +439,12 @@ def write_bundle(
     try:
         _stage(staging, folder, manifest, files)
         try:
-            network = load_bundle(staging).network.relative_to(staging)
+            staged = load_bundle(staging)
         except BundleError as error:
             raise BundleError(str(error).replace(str(staging), str(folder))) from error
         if folder.is_dir():
-            _check_external_weights(folder, network.as_posix(), files)
+            for network in _networks(staged):
+                _check_external_weights(folder, network.relative_to(staging).as_posix(), files)
             for name in (*files, MANIFEST):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staging / name, folder / name)
@@ -423,6 +456,13 @@ def write_bundle(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return load_bundle(folder)
+
+
+def _networks(bundle: Bundle) -> Iterator[Path]:
+    """Yield the ONNX files that are run."""
+    yield bundle.network
+    if bundle.novelty is not None:
+        yield bundle.novelty.metric_head
 
 
 def default_bundle_path() -> Path:
@@ -666,6 +706,7 @@ def _check_semantics(folder: Path, manifest: dict[str, Any]) -> tuple[ClassInfo,
                         'list it with its sha256')
     _check_anomaly(folder, manifest['anomaly'], len(classes))
     _check_language(folder, manifest)
+    _check_novelty(folder, manifest)
     return tuple(classes)
 
 
@@ -716,9 +757,32 @@ def _check_language(folder: Path, manifest: dict[str, Any]) -> None:
                             'it or control characters; remove them')
 
 
+def _check_novelty(folder: Path, manifest: dict[str, Any]) -> None:
+    """Check that the section novelty names files of the bundle and has features to embed."""
+    novelty = manifest.get('novelty')
+    if novelty is None:
+        return
+    if not manifest['network']['outputs'].get('pixel_features'):
+        _refuse(folder, f'{MANIFEST}: novelty: goes with network.outputs.pixel_features, which is '
+                        'not named; name the output, or remove the section')
+    for key, suffix in (('metric_head', '.onnx'), ('known_prototypes', '.npz')):
+        name = novelty[key]
+        if not name.endswith(suffix):
+            _refuse(folder, f'{MANIFEST}: novelty.{key}: {_short(name)} is not an {suffix} file; '
+                            'export the bundle again (owseg-train export)')
+        if name not in manifest['files']:
+            _refuse(folder, f'{MANIFEST}: files: {_short(name)} of novelty.{key} is not listed; '
+                            'list it with its sha256')
+    if novelty['metric_head'] == manifest['network']['file']:
+        _refuse(folder, f'{MANIFEST}: novelty.metric_head: is the network itself; '
+                        'name the file of the metric head')
+
+
 def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
     paths = {name: _safe_path(folder, name) for name in manifest['files']}
     _check_external_weights(folder, manifest['network']['file'], paths)
+    if 'novelty' in manifest:
+        _check_external_weights(folder, manifest['novelty']['metric_head'], paths)
     for name, path in paths.items():
         _check_file(folder, name, path, manifest['files'][name])
 

@@ -35,8 +35,8 @@ from owseg_ros.errors import OwsegError
 import pytest
 from support.counting_encoder import CountingEncoder
 from support.tiny_bundle import (
-    CLASS_NAMES, COLOR_NAMES, edit_manifest, flip_byte, KNOWN_SCORE, make_tiny_bundle, MEAN, paint,
-    STD, tiny_manifest, tiny_network, truncate, UNKNOWN_SCORE)
+    CLASS_NAMES, COLOR_NAMES, edit_manifest, flip_byte, KNOWN_SCORE, make_tiny_bundle, MEAN,
+    METRIC_DIM, METRIC_THRESHOLD, paint, STD, tiny_manifest, tiny_network, truncate, UNKNOWN_SCORE)
 import yaml
 
 FILES = ('network.onnx', 'MODEL_CARD.md')
@@ -52,6 +52,12 @@ def pristine(tmp_path_factory):
 def speaking(tmp_path):
     """Return the folder of a tiny bundle that answers queries, to damage."""
     return make_tiny_bundle(tmp_path / 'speaking', encoder=CountingEncoder(6)).path
+
+
+@pytest.fixture
+def teachable(tmp_path):
+    """Return the folder of a tiny bundle with a metric head, to damage."""
+    return make_tiny_bundle(tmp_path / 'teachable', novelty=True).path
 
 
 @pytest.fixture
@@ -112,7 +118,7 @@ def test_everything_is_read(folder):
     assert bundle.outputs == {'mask_logits': 'mask_logits', 'class_logits': 'class_logits',
                               'region_embeddings': None, 'frozen_region_embeddings': None,
                               'text_features': None, 'pixel_features': 'pixel_features'}
-    assert bundle.language is None
+    assert bundle.language is None and bundle.novelty is None
     assert (bundle.anomaly.score, bundle.anomaly.threshold) == ('rba', 0.5)
     assert bundle.anomaly.min_area == 4 and bundle.anomaly.operating_point
     assert set(bundle.files) == set(FILES)
@@ -403,6 +409,47 @@ def test_language_is_read(speaking):
     assert load_bundle(speaking).language.ensemble == EnsembleInfo(0.4, 1.0, ('red', 'sky'))
     edit_manifest(speaking, set_key(['language', 'ensemble', 'temperature'], 0.01))
     assert load_bundle(speaking).language.ensemble.temperature == 0.01
+
+
+def test_novelty_is_read(teachable):
+    novelty = load_bundle(teachable).novelty
+    assert novelty.metric_head == teachable / 'metric_head.onnx'
+    assert novelty.metric_head_sha256 == sha256_of(novelty.metric_head)
+    assert novelty.known_prototypes == teachable / 'known_prototypes.npz'
+    assert (novelty.dim, novelty.threshold) == (METRIC_DIM, METRIC_THRESHOLD)
+    assert novelty.operating_point.startswith('between')
+
+
+@pytest.mark.parametrize('change, patterns', [
+    (drop_key('network', 'outputs', 'pixel_features'),
+     [r'novelty: goes with network\.outputs\.pixel_features', 'remove the section']),
+    (set_key(['novelty', 'metric_head'], 'network.onnx'), [r'novelty\.metric_head: is the netw']),
+    (set_key(['novelty', 'metric_head'], 'metric_head.npz'),
+     [r'novelty\.metric_head: .*not an \.onnx file']),
+    (set_key(['novelty', 'metric_head'], 'other.onnx'), [r'files: .*other\.onnx.* not listed']),
+    (set_key(['novelty', 'known_prototypes'], 'MODEL_CARD.md'),
+     [r'novelty\.known_prototypes: .*not an \.npz file']),
+    (set_key(['novelty', 'known_prototypes'], 'other.npz'), [r'files: .*other\.npz.* not listed']),
+    (set_key(['novelty', 'dim'], 0), [r'novelty\.dim: 0']),
+    (set_key(['novelty', 'threshold'], 1.1), [r'novelty\.threshold: 1\.1', 'cosine']),
+    (drop_key('novelty', 'threshold'), [r"novelty: missing key 'threshold'", 'theta_novel']),
+    (set_key(['novelty', 'theta'], 1), [r"novelty: unknown key 'theta'"]),
+])
+def test_wrong_novelty(teachable, change, patterns):
+    edit_manifest(teachable, change)
+    refused(teachable, MANIFEST, *patterns)
+
+
+def test_weights_beside_the_metric_head_are_listed(teachable):
+    """ONNX Runtime would read them, so that they must not change unnoticed."""
+    (teachable / 'metric_head.onnx.data').write_bytes(b'weights')
+    refused(teachable, r'metric_head\.onnx\.data lies beside')
+    files = {name: (teachable / name).read_bytes()
+             for name in ('network.onnx', 'metric_head.onnx', 'known_prototypes.npz')}
+    before = (teachable / MANIFEST).read_bytes()
+    with pytest.raises(BundleError, match=r'metric_head\.onnx\.data lies beside'):
+        write_bundle(teachable, {**tiny_manifest(novelty=True), 'version': '9'}, files)
+    assert (teachable / MANIFEST).read_bytes() == before
 
 
 def test_the_first_of_several_problems_is_told_and_the_rest_counted(folder):

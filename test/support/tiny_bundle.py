@@ -22,10 +22,14 @@ The default threshold lies between.
 
 With a text encoder the network has region embeddings too, which follow the colours: a region of
 one corner of the colour cube (COLOR_NAMES) has the embedding of its name, other colours a blend.
+
+With a metric head the embeddings of regions tell colours apart: the cosine of two regions of one
+corner is 1, of two corners 0.06, of a corner and the grey of ``paint`` 0.24.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -50,6 +54,9 @@ KNOWN_SCORE = 1.0 - float(np.tanh(1.0))
 UNKNOWN_SCORE = 1.0
 STRIDE = 4
 FEATURES = 4
+METRIC_DIM = len(COLOR_NAMES) + 1
+NO_CORNER = 0.25
+METRIC_THRESHOLD = 0.8
 _WORK_CHANNELS = 32
 
 
@@ -218,8 +225,57 @@ def tiny_language(encoder: TextEncoder) -> dict[str, Any]:
             'ensemble': None}
 
 
-def tiny_manifest(*, width: int = 96, height: int = 64,
-                  encoder: Optional[TextEncoder] = None) -> dict[str, Any]:
+def tiny_metric_head() -> bytes:
+    """
+    Return an ONNX file from the mean features float32 [R, 4] to embeddings float32 [R, 9].
+
+    Component c is how near the colour is to the corner COLOR_NAMES[c], 0 from the middle of an
+    edge on; the last is NO_CORNER. Then all is made unit length.
+    """
+    corners = np.array([[corner >> 2 & 1, corner >> 1 & 1, corner & 1] for corner in range(8)])
+    signs = (2.0 * corners - 1.0).T
+    weight = np.zeros((FEATURES, METRIC_DIM), np.float32)
+    weight[:3, :8] = 2.0 * signs
+    # sum_i sign_i (2 x_i - 1) - 2: 1 at the corner, -1 at its neighbours.
+    bias = np.append(-signs.sum(axis=0) - 2.0, NO_CORNER).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node('Gemm', ['features', 'weight', 'bias'], ['corners']),
+         helper.make_node('Relu', ['corners'], ['near']),
+         helper.make_node('LpNormalization', ['near'], ['embeddings'], axis=1, p=2)],
+        'tiny_metric_head',
+        [helper.make_tensor_value_info('features', TensorProto.FLOAT, ['regions', FEATURES])],
+        [helper.make_tensor_value_info('embeddings', TensorProto.FLOAT, ['regions', METRIC_DIM])],
+        [numpy_helper.from_array(weight, 'weight'), numpy_helper.from_array(bias, 'bias')])
+    model = helper.make_model(
+        graph, ir_version=8, opset_imports=[helper.make_opsetid('', 17)], producer_name='tiny')
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def color_embedding(name: str) -> np.ndarray:
+    """Return what the metric head makes of a region in a colour of COLOR_NAMES, float32 [9]."""
+    embedding = np.zeros(METRIC_DIM, np.float32)
+    embedding[[COLOR_NAMES.index(name), -1]] = 1.0, NO_CORNER
+    return embedding / np.linalg.norm(embedding)
+
+
+def tiny_known_prototypes() -> bytes:
+    """Return the npz of the prototypes of red, green and blue."""
+    stream = io.BytesIO()
+    np.savez(stream, names=np.array(CLASS_NAMES),
+             embeddings=np.stack([color_embedding(name) for name in CLASS_NAMES]))
+    return stream.getvalue()
+
+
+def tiny_novelty() -> dict[str, Any]:
+    """Return the section novelty."""
+    return {'metric_head': 'metric_head.onnx', 'dim': METRIC_DIM,
+            'known_prototypes': 'known_prototypes.npz', 'threshold': METRIC_THRESHOLD,
+            'operating_point': 'between one colour and two'}
+
+
+def tiny_manifest(*, width: int = 96, height: int = 64, encoder: Optional[TextEncoder] = None,
+                  novelty: bool = False) -> dict[str, Any]:
     """Return the manifest of the tiny bundle, as write_bundle takes it."""
     embeddings = ('region_embeddings', 'text_features') if encoder else ()
     return {
@@ -238,6 +294,7 @@ def tiny_manifest(*, width: int = 96, height: int = 64,
                         **{name: name for name in embeddings}},
         },
         **({'language': tiny_language(encoder)} if encoder else {}),
+        **({'novelty': tiny_novelty()} if novelty else {}),
         'anomaly': {'score': 'rba', 'threshold': THRESHOLD,
                     'operating_point': 'between 0.24 (known) and 1.0 (unknown)', 'min_area': 4},
         'provenance': {'made_by': 'test/support/tiny_bundle.py'},
@@ -252,20 +309,23 @@ def make_tiny_bundle(
     height: int = 64,
     num_queries: int = 8,
     encoder: Optional[TextEncoder] = None,
+    novelty: bool = False,
     work: int = 0,
 ) -> Bundle:
     """
     Write the tiny bundle to ``folder`` and return it; see tiny_network for the parameters.
 
     encoder: of the texts that its region embeddings are to answer, such as an OnnxTextEncoder
-    over make_tiny_text_encoder; None leaves them out.
+    over make_tiny_text_encoder; None leaves them out. novelty: whether it has a metric head.
     """
     network = tiny_network(width=width, height=height, num_queries=num_queries, work=work,
                            color_embeddings=encoder and encoder.encode(COLOR_NAMES))
+    files = {'network.onnx': network, 'MODEL_CARD.md': b'# tiny\n\nA network for tests.\n'}
+    if novelty:
+        files |= {'metric_head.onnx': tiny_metric_head(),
+                  'known_prototypes.npz': tiny_known_prototypes()}
     return write_bundle(
-        folder,
-        tiny_manifest(width=width, height=height, encoder=encoder),
-        {'network.onnx': network, 'MODEL_CARD.md': b'# tiny\n\nA network for tests.\n'})
+        folder, tiny_manifest(width=width, height=height, encoder=encoder, novelty=novelty), files)
 
 
 def edit_manifest(
