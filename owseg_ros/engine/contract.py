@@ -20,6 +20,7 @@ from typing import Optional, Protocol, Sequence
 
 import numpy as np
 from owseg_ros.bundle import InputSpec
+from owseg_ros.engine.status import EngineStatus
 from owseg_ros.errors import OwsegError
 from owseg_ros.frame import Frame
 
@@ -67,6 +68,7 @@ class Engine(Protocol):
     name: the engine's name in the registry, such as 'onnx'.
     description: name, where it runs and with how many threads, for people.
     input: size and normalisation of the network's input.
+    status: what it is doing (engine.status).
 
     An engine serves one thread at a time: it reuses its buffers from call to call.
     """
@@ -74,6 +76,7 @@ class Engine(Protocol):
     name: str
     description: str
     input: InputSpec  # noqa: A003
+    status: EngineStatus
 
     def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False,
               text_features: bool = False, region_embeddings: bool = True) -> NetworkOutput:
@@ -85,5 +88,12 @@ class Engine(Protocol):
         Raises EngineError if the network fails, or produces values that are not finite.
         """
 
-    def warm_up(self) -> float:
-        """Run blank frames until buffers and kernels are set up; return ms of the last pass."""
+    def warm_up(self, batch: int = 1) -> float:
+        """
+        Run blank frames until buffers and kernels are set up; return ms of the last pass.
+
+        batch: frames in one pass.
+        """
+
+    def close(self) -> None:
+        """End what the engine does in the background; it is not used any more."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-import time
 from typing import Optional, Sequence
 
 import cv2
@@ -25,10 +24,8 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 from owseg_ros.bundle import Bundle
-from owseg_ros.engine.contract import EngineError, NetworkOutput
-from owseg_ros.engine.preprocess import normalisation_tables, pack
-from owseg_ros.frame import Frame
-from owseg_ros.readout.reference import softmax
+from owseg_ros.engine.contract import EngineError
+from owseg_ros.engine.network import EMBEDDING_AXES, NetworkEngine
 
 PROVIDERS = {
     'cpu': 'CPUExecutionProvider',
@@ -38,15 +35,12 @@ PROVIDERS = {
 
 _RANKS = {'mask_logits': 4, 'class_logits': 3, 'region_embeddings': 3,
           'frozen_region_embeddings': 3, 'text_features': 4, 'pixel_features': 4}
-# The axis of the embeddings' length.
-_EMBEDDING_AXES = {'region_embeddings': 2, 'frozen_region_embeddings': 2, 'text_features': 1}
 
 # ONNX Runtime's exceptions have no common base below Exception.
 RUNTIME_ERRORS = (RuntimeError, ValueError, *(
     kind for kind in vars(onnxruntime_pybind11_state).values()
     if isinstance(kind, type) and issubclass(kind, Exception)))
 
-_WARM_UP_PASSES = 3
 _LOG_ERRORS_ONLY = 3
 
 
@@ -75,7 +69,7 @@ def physical_cores() -> int:
     return max(1, min(usable, len(cores)))
 
 
-class OnnxEngine:
+class OnnxEngine(NetworkEngine):
     """
     Runs a bundle's ONNX file; see engine.contract.Engine.
 
@@ -96,8 +90,7 @@ class OnnxEngine:
     def __init__(self, bundle: Bundle, providers: Sequence[str] = ('cpu',), threads: int = 0):
         if threads < 0:
             raise EngineError(f'threads must be 0 (automatic) or more, not {threads}')
-        self.bundle = bundle
-        self.input = bundle.input
+        super().__init__(bundle)
         self.threads = threads or physical_cores()
         self._session = self._open(provider_list(providers))
         active = self._session.get_providers()
@@ -108,79 +101,17 @@ class OnnxEngine:
                 "the GPU driver and the CUDA libraries, or use providers ['cpu']")
         count = '1 thread' if self.threads == 1 else f'{self.threads} threads'
         self.description = f'onnx ({", ".join(PROVIDERS[name] for name in providers)}, {count})'
-        self._batch = self._check_input()
+        self.fixed_batch = self._check_input()
         self._check_outputs()
-        self._tables = normalisation_tables(bundle.input)
-        self._buffer = np.empty((0, 3, bundle.input.height, bundle.input.width), np.float32)
 
-    def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False,
-              text_features: bool = False, region_embeddings: bool = True) -> NetworkOutput:
-        """
-        Run the network on frames of any sizes; see engine.contract.Engine.
-
-        pixel_features, text_features: also return them; region_embeddings: return those that
-        there are, the frozen ones too. What is not asked for, and what only that needs, ONNX
-        Runtime does not compute. Raises EngineError.
-        """
-        if not frames:
-            raise EngineError('infer needs at least one frame')
-        keys = ['mask_logits', 'class_logits']
-        if region_embeddings:
-            keys += [key for key in ('region_embeddings', 'frozen_region_embeddings')
-                     if self.bundle.outputs.get(key)]
-        for key, asked in (('pixel_features', pixel_features), ('text_features', text_features)):
-            if not asked:
-                continue
-            if not self.bundle.outputs.get(key):
-                raise EngineError(f'{self.bundle.name} has no {key.replace("_", " ")}; use a '
-                                  f'bundle whose manifest names the output {key}')
-            keys.append(key)
-        names = [self.bundle.outputs[key] for key in keys]
-        size = self._batch or len(frames)
-        preprocess = network = 0.0
-        parts = []
-        for start in range(0, len(frames), size):
-            chunk = frames[start:start + size]
-            begun = time.perf_counter()
-            batch = self._pack(chunk, size)
-            packed = time.perf_counter()
-            try:
-                arrays = self._session.run(names, {self.input.name: batch})
-            except RUNTIME_ERRORS as error:
-                raise EngineError(
-                    f'{self.bundle.name}: the network failed on {self.description}: '
-                    f'{one_line(error)}; try another provider, or less work at a time') from error
-            preprocess += packed - begun
-            network += time.perf_counter() - packed
-            parts.append([array[:len(chunk)] for array in arrays])
-        arrays = parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts)]
-        found = dict(zip(keys, arrays))
-        self._check(found, len(frames))
-        probabilities = softmax(found['class_logits'])
-        known = self.bundle.num_classes
-        return NetworkOutput(
-            mask_logits=found['mask_logits'],
-            class_probabilities=probabilities[..., :known],
-            outlier_probabilities=(
-                probabilities[..., known] if self.bundle.outlier_class else None),
-            no_object_probabilities=probabilities[..., -1],
-            region_embeddings=found.get('region_embeddings'),
-            frozen_region_embeddings=found.get('frozen_region_embeddings'),
-            text_features=found.get('text_features'),
-            pixel_features=found.get('pixel_features'),
-            preprocess_ms=1e3 * preprocess, network_ms=1e3 * network)
-
-    def warm_up(self) -> float:
-        """Run blank frames until buffers and kernels are set up; return ms of the last pass."""
-        blank = Frame(np.full((self.input.height, self.input.width, 3), 128, np.uint8))
-        for _ in range(_WARM_UP_PASSES):
-            output = self.infer([blank])
-        return output.preprocess_ms + output.network_ms
-
-    @property
-    def _columns(self) -> int:
-        """Return the columns of class_logits: the classes, perhaps outliers, and no-object."""
-        return self.bundle.num_classes + self.bundle.outlier_class + 1
+    def _run(self, names: Sequence[str], batch: np.ndarray) -> list[np.ndarray]:
+        # What is not asked for, and what only that needs, ONNX Runtime does not compute.
+        try:
+            return self._session.run(list(names), {self.input.name: batch})
+        except RUNTIME_ERRORS as error:
+            raise EngineError(
+                f'{self.bundle.name}: the network failed on {self.description}: '
+                f'{one_line(error)}; try another provider, or less work at a time') from error
 
     def _open(self, providers: list[str]) -> onnxruntime.InferenceSession:
         try:
@@ -223,7 +154,7 @@ class OnnxEngine:
             if entry.type != 'tensor(float)' or (entry.shape and len(entry.shape) != rank):
                 self._refuse(f'{key} must be float32 with {rank} dimensions and is '
                              f'{entry.type} {entry.shape}')
-            dim = entry.shape[_EMBEDDING_AXES[key]] if key in _EMBEDDING_AXES and entry.shape \
+            dim = entry.shape[EMBEDDING_AXES[key]] if key in EMBEDDING_AXES and entry.shape \
                 else None
             if isinstance(dim, int) and dim != self.bundle.language.dim:
                 self._refuse(f'language.dim is {self.bundle.language.dim} and {key} is '
@@ -232,34 +163,6 @@ class OnnxEngine:
         if columns and isinstance(columns[-1], int) and columns[-1] != self._columns:
             self._refuse(f'{self.bundle.num_classes} classes need {self._columns} columns of '
                          f'class_logits and the network has {columns[-1]}')
-
-    def _refuse(self, problem: str) -> None:
-        raise EngineError(f'{self.bundle.network}: {problem}; network and manifest do not belong '
-                          'together: export the bundle again (owseg-train export)')
-
-    def _pack(self, frames: Sequence[Frame], size: int) -> np.ndarray:
-        if len(self._buffer) < size:
-            self._buffer = np.zeros((size, *self._buffer.shape[1:]), np.float32)
-        pack(frames, self.input, self._buffer[:len(frames)], self._tables)
-        return self._buffer[:size]
-
-    def _check(self, found: dict[str, np.ndarray], count: int) -> None:
-        masks, logits = found['mask_logits'], found['class_logits']
-        if len(masks) != count or logits.shape != (*masks.shape[:2], self._columns):
-            self._refuse(f'{count} frames and {self.bundle.num_classes} classes do not fit '
-                         f'mask_logits {masks.shape} and class_logits {logits.shape}')
-        for key in _EMBEDDING_AXES.keys() & found.keys():
-            shape, dim = found[key].shape, self.bundle.language.dim
-            wanted = (count, dim, *shape[2:]) if key == 'text_features' else (
-                *masks.shape[:2], dim)
-            if shape != wanted:
-                self._refuse(f'{key} must be {list(wanted)} and is {list(shape)}')
-        for key, array in found.items():
-            if not np.isfinite(array).all():
-                raise EngineError(
-                    f'{self.bundle.name}: the network produced non-finite values in {key} on '
-                    f'{self.description}; rebuild the engine and check its precision (FP16 '
-                    "overflows where FP32 does not), or use providers ['cpu']")
 
 
 def open_session(path: str | os.PathLike, providers: Sequence[str],
