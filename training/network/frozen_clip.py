@@ -154,10 +154,11 @@ class FrozenClipHead(PooledRegionHead):
         share = self.frozen_share * frozen.any(2, keepdim=True)
         inside = trained[..., :-1].log_softmax(2)
         outside = self._class_logits(frozen, scale).log_softmax(2)
-        combined = ((1 - share) * inside + share * outside).softmax(2)
-        void = trained.softmax(2)[..., -1:]
-        # FC-CLIP's floor.
-        return (torch.cat((combined * (1 - void), void), 2) + 1e-8).log()
+        combined = ((1 - share) * inside + share * outside).log_softmax(2)
+        # In logarithms, of which half precision loses none.
+        trained = trained.log_softmax(2)
+        known, void = trained[..., :-1].logsumexp(2, keepdim=True), trained[..., -1:]
+        return torch.cat((combined + known, void), 2)
 
     def classify(self, backbone: OpenClipBackbone, features: Mapping[int, torch.Tensor],
                  pixel_features: torch.Tensor, predictions: Predictions,
