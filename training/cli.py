@@ -94,6 +94,20 @@ def _grounding(options: argparse.Namespace) -> None:
         distributed.leave()
 
 
+def _metric(options: argparse.Namespace) -> None:
+    from owseg_training import distributed
+    from owseg_training.metric import MetricTraining
+
+    try:
+        training = MetricTraining(_training_config(options), options.out, options.start,
+                                  options.device)
+        if training.processes.first:
+            print(f'training {training.trainable:,} of {training.parameters:,} parameters')
+        training.run()
+    finally:
+        distributed.leave()
+
+
 def _pseudo_masks(options: argparse.Namespace) -> None:
     from owseg_training.pseudo_masks import write_pseudo_masks
 
@@ -464,6 +478,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_training_options(grounding)
     grounding.set_defaults(run_command=_grounding)
     _add_pseudo_masks(stages)
+
+    metric = stages.add_parser('metric', help='train embeddings that tell regions apart, to teach '
+                                              'classes by example')
+    metric.add_argument('--start', type=Path, required=True, help='folder of the trained run')
+    metric.add_argument('--config', default='camvid_small_metric', help='recipe name or path')
+    metric.add_argument('--out', type=Path, required=True, help='folder of the new run')
+    _add_training_options(metric)
+    metric.set_defaults(run_command=_metric)
 
     sweep = stages.add_parser('sweep', help='vary one setting: runs, a table and a picture')
     sweep.add_argument('name', help='a sweep of training/recipes/sweeps, or a YAML path')

@@ -49,6 +49,8 @@ class NetworkConfig:
     frozen_clip (and backbone open_clip) classes are told by their texts: region_pooling is
     soft_stride_4 or hard_stride_32 (FC-CLIP) and region_ensemble the shares of CLIP's own
     embeddings for classes that training has seen and others, see network.frozen_clip.
+    metric_dim: length of the embeddings of regions that classes are taught by (RAML: 128), 0 for
+    no metric head.
     outlier_class: one more column of the class head between the known classes and no-object, for
     outliers (UNO); outlier_head: DenseHybrid's per-pixel head (RbA eq 16).  Outlier supervision
     sets both, as its loss needs them.
@@ -77,6 +79,7 @@ class NetworkConfig:
     region_hidden_dim: int = 256
     region_pooling: str = 'soft_stride_4'
     region_ensemble: tuple[float, float] = (0.4, 0.8)
+    metric_dim: int = 0
     outlier_class: bool = False
     outlier_head: bool = False
 
@@ -222,6 +225,32 @@ class GroundingConfig:
 
 
 @dataclass
+class MetricConfig:
+    """
+    Region-aware metric learning (RAML 3.2), on the regions that the labels tell.
+
+    dim: of the embeddings, where the start has no metric head.
+    margin, gamma: of the Circle loss (RAML eq 16); self_paced: whether its pairs are weighed, see
+    circle_loss. circle_weight: of it; class_weight: of the cross-entropy of the released code
+    over the known classes, 0 for the paper's loss, which is the Circle loss alone.
+    views: DropBlock views of each region a step; drop_probability, block: see
+    network.metric_head.drop_blocks, 0 for views of the whole region.
+    min_area: smaller regions, in pixels of stride 4, are left out.
+    """
+
+    dim: int = 128
+    margin: float = 0.25
+    gamma: float = 8.0
+    self_paced: bool = False
+    circle_weight: float = 0.1
+    class_weight: float = 1.0
+    views: int = 4
+    drop_probability: float = 0.3
+    block: int = 3
+    min_area: int = 4
+
+
+@dataclass
 class OptimizerConfig:
     """
     AdamW with a poly schedule; learning rate of the backbone is lr * backbone_multiplier.
@@ -256,6 +285,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     outliers: OutlierConfig = field(default_factory=OutlierConfig)
     grounding: GroundingConfig = field(default_factory=GroundingConfig)
+    metric: MetricConfig = field(default_factory=MetricConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _COMMANDS = {
     'closed_set': 'owseg-train closed-set --config {name} --pretrained <backbone weights>',
     'outliers': 'owseg-train outliers --config {name}_outliers --start <run> --out <run>',
     'grounding': 'owseg-train grounding --config {name}_grounding --start <run> --out <run>',
+    'metric': 'owseg-train metric --config {name}_metric --start <run> --out <run>',
 }
 
 
@@ -67,6 +68,12 @@ def _stage(stage: Stage) -> str:
         grounding = config.grounding
         return (f'{text} Only {", ".join(grounding.trainable)} learns; words are kept with '
                 f'probability {grounding.keep:g}.\nLosses smoothed.\n\n{_losses(stage.log)}')
+    if config.stage == 'metric':
+        metric = config.metric
+        return (f'{text} Only the metric head learns, from regions of the labels: Circle loss '
+                f'(m {metric.margin:g}, gamma {metric.gamma:g}; RAML eq 16) times '
+                f'{metric.circle_weight:g} and cross-entropy times {metric.class_weight:g}.\n'
+                f'Losses smoothed.\n\n{_losses(stage.log)}')
     return (f'{text}\nLoss smoothed; mIoU of the averaged weights on the first CamVid val frames.'
             f'\n\n{_curve(stage.log)}')
 

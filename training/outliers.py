@@ -47,6 +47,8 @@ def _modules(network: MaskClassifier, name: str) -> list[torch.nn.Module]:
         parts['outlier_head'] = network.outlier_head
     if network.region_head is not None:
         parts['region_head'] = network.region_head
+    if network.metric_head is not None:
+        parts['metric_head'] = network.metric_head
     if name not in parts:
         raise ConfigError(f'outliers.trainable has no part {name!r}; it has '
                           f'{", ".join(dict.fromkeys((*GROUPS, *parts)))}')
@@ -59,8 +61,8 @@ def freeze_except(network: MaskClassifier, parts: list[str]) -> tuple[int, int]:
 
     parts: mlp_and_linear (mask_embed and class_embed), transformer_decoder, pixel_decoder, all
     (save for the backbone's freeze_stages), names of the transformer decoder's own parts
-    ('mask_embed', 'class_embed', 'layers', ...), or outlier_head and region_head where there are
-    such.
+    ('mask_embed', 'class_embed', 'layers', ...), or outlier_head, region_head and metric_head
+    where there are such.
     Returns (trainable, all) parameter counts, the per-pixel auxiliary head left out.
     Raises ConfigError for a part that there is not.
     """

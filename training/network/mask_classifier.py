@@ -21,6 +21,7 @@ import math
 from owseg_training.config import ConfigError, NetworkConfig
 from owseg_training.network.backbone import build_backbone
 from owseg_training.network.frozen_clip import FROZEN_CLIP, FrozenClipHead
+from owseg_training.network.metric_head import MetricHead
 from owseg_training.network.pixel_decoder import PIXEL_DECODERS
 from owseg_training.network.region_embedding import REGION_HEADS, RegionEmbeddings
 from owseg_training.network.transformer_decoder import TRANSFORMER_DECODERS
@@ -84,7 +85,8 @@ class MaskClassifier(nn.Module):
 
     forward: normalised RGB float32 [B, 3, H, W], H and W multiples of 32, to a Prediction.
     Raises ValueError for other sizes, and for a configuration of which no network can be made.
-    config: the NetworkConfig that it was made of.
+    config: the NetworkConfig that it was made of.  metric_head: what embeds means of the pixel
+    features under regions, where there is one; forward does without.
     """
 
     def __init__(self, config: NetworkConfig, num_classes: int) -> None:
@@ -107,6 +109,8 @@ class MaskClassifier(nn.Module):
         self.pixel_classifier = (
             nn.Conv2d(config.mask_dim, num_classes, 1) if config.pixel_classifier else None)
         self.outlier_head = OutlierHead(config.mask_dim) if config.outlier_head else None
+        self.metric_head = (MetricHead(config.mask_dim, config.metric_dim, num_classes)
+                            if config.metric_dim else None)
         self.region_head = None
         if config.region_head == FROZEN_CLIP:
             self.region_head = FrozenClipHead(self.backbone, config, num_classes)
@@ -120,6 +124,12 @@ class MaskClassifier(nn.Module):
         config = self.config
         config.region_head, config.region_dim, config.region_hidden_dim = kind, dim, hidden_dim
         self.region_head = REGION_HEADS[kind](self.backbone.channels, config)
+
+    def add_metric_head(self, dim: int) -> None:
+        """Add a head that embeds regions in dim numbers, where there is none."""
+        if self.metric_head is None:
+            self.config.metric_dim = dim
+            self.metric_head = MetricHead(self.config.mask_dim, dim, self.num_classes)
 
     def add_outlier_class(self) -> None:
         """
