@@ -49,6 +49,17 @@ And names for what is of no known class::
 
     result = segmenter(image, maps={'regions'}, namer=RegionNamer(scorer))
     result.regions[0].name    # of the largest anomalous region: 'dog', or 'unknown'
+
+Classes taught by example, where the bundle has a metric head::
+
+    from owseg_ros.novelty import prepare, PrototypeBook
+
+    book = PrototypeBook(segmenter.bundle)
+    seen = segmenter(image, taught=prepare(book.active, segmenter.bundle))
+    book.add_shot('pallet', seen.taught_regions[0].embedding)
+    result = segmenter(image, taught=prepare(book.active, segmenter.bundle))
+
+    result.semantic == book.active.classes[0].id    # where there is a pallet
 """
 
 from __future__ import annotations
@@ -61,12 +72,16 @@ from typing import Any, Callable, Optional, Sequence, Union
 
 import numpy as np
 from owseg_ros import render
-from owseg_ros.bundle import Bundle, BundleError, ClassInfo, load_bundle, MANIFEST
+from owseg_ros.bundle import Bundle, BundleError, ClassInfo, load_bundle, MANIFEST, UNKNOWN_ID
 from owseg_ros.engine import create_engine, Engine, NetworkOutput
 from owseg_ros.frame import Frame
 from owseg_ros.language.naming import NamedRegion, RegionNamer, UNKNOWN
-from owseg_ros.language.regions import AnomalousRegions, find_regions
+from owseg_ros.language.regions import AnomalousRegions, find_regions, Region
 from owseg_ros.language.scores import LanguageError, PreparedQueries
+from owseg_ros.novelty.arrays import NoveltyError
+from owseg_ros.novelty.match import check_space, PreparedPrototypes
+from owseg_ros.novelty.metric_head import MetricHead, novelty_of
+from owseg_ros.novelty.readout import paint, TaughtReadout, TaughtRegion
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.readout import (
     ALL_MAPS, AnomalyScore, check_maps, CpuReadout, make_score, Maps, MaskHistory, ObjectSettings,
@@ -75,8 +90,10 @@ from owseg_ros.readout import (
 Image = Union[np.ndarray, Frame]
 Queries = Union[PreparedQueries, Callable[[], Optional[PreparedQueries]], None]
 
-# Asked for like a map; the result is no picture but a tuple of NamedRegion.
+# Asked for like maps; the results are no pictures but a tuple of NamedRegion and features.
 REGIONS = 'regions'
+FEATURES = 'pixel_features'
+_NO_PICTURES = frozenset({REGIONS, FEATURES})
 
 
 def readout_settings(bundle: Bundle, score: Optional[str] = None,
@@ -120,6 +137,9 @@ class Segmentation(Maps):
     anomaly_range: the anomaly score where one class accepts a pixel, and where all reject it.
     regions: the anomalous regions, the largest first; None where not asked for.
     queries: the set that the query maps answer; None without one, or without these maps.
+    taught: the taught classes that the frame was compared with, None without; taught_regions:
+    what was compared, see novelty.TaughtReadout.find. pixel_features: float32 [C, h, w]; None
+    where not asked for.
     preprocess_ms, network_ms: of the batch that the frame was in; readout_ms: of this frame.
     """
 
@@ -129,6 +149,9 @@ class Segmentation(Maps):
     anomaly_range: tuple[float, float] = (0.0, 1.0)
     regions: Optional[tuple[NamedRegion, ...]] = None
     queries: Optional[PreparedQueries] = None
+    taught: Optional[PreparedPrototypes] = None
+    taught_regions: tuple[TaughtRegion, ...] = ()
+    pixel_features: Optional[np.ndarray] = None
     preprocess_ms: float = 0.0
     network_ms: float = 0.0
     readout_ms: float = 0.0
@@ -174,7 +197,8 @@ class Segmenter:
     settings: see ReadoutSettings; by default the bundle's calibrated threshold and area at
     camera size. Replace the attribute at any time, from any thread: the next frame uses it.
 
-    Raises BundleError, EngineError, and ScoreError where the bundle lacks what its score needs.
+    Raises BundleError, EngineError, ScoreError where the bundle lacks what its score needs, and
+    NoveltyError where the prototypes of its known classes cannot be used.
     One segmenter serves one thread at a time.
     """
 
@@ -185,6 +209,7 @@ class Segmenter:
         self.engine: Engine = create_engine(self.bundle, engine, providers, threads)
         self.settings = settings or readout_settings(self.bundle)
         self._readout = CpuReadout(threads=threads)
+        self._taught = None if self.bundle.novelty is None else TaughtReadout(self.bundle)
         self._palette = self.bundle.palette()
         self._palette.setflags(write=False)
 
@@ -193,37 +218,49 @@ class Segmenter:
         """Return (height, width) of the network's input in pixels."""
         return self.engine.input.height, self.engine.input.width
 
+    @property
+    def metric_head(self) -> MetricHead:
+        """Return what embeds regions for taught classes; NoveltyError where there is none."""
+        novelty_of(self.bundle)
+        return self._taught.head
+
     def __call__(self, frame: Image, maps=ALL_MAPS,
                  queries: Queries = None,
-                 namer: Optional[RegionNamer] = None) -> Segmentation:
+                 namer: Optional[RegionNamer] = None,
+                 taught: Optional[PreparedPrototypes] = None) -> Segmentation:
         """
         Segment one frame: uint8 [H, W, 3] RGB, or a Frame.
 
-        maps: names of the maps to compute, see ALL_MAPS, QUERY_MAPS and REGIONS; the others are
-        None. queries: what the query maps answer, prepared for this bundle; None for nothing. A
-        function that returns them is called when the network has run, so that what is asked for
-        meanwhile is answered by this very frame. Where the network has text features, anomalous
-        regions answer them too (language.regions). namer: of the regions; None leaves them
-        unknown. Raises FrameError where the array is no such image, EngineError where the
-        network fails, LanguageError where the bundle cannot answer queries or name regions, or
-        not with these.
+        maps: names of the maps to compute, see ALL_MAPS, QUERY_MAPS, REGIONS and FEATURES; the
+        others are None. queries: what the query maps answer, prepared for this bundle; None for
+        nothing. A function that returns them is called when the network has run, so that what is
+        asked for meanwhile is answered by this very frame. Where the network has text features,
+        anomalous regions answer them too (language.regions). namer: of the regions; None leaves
+        them unknown. taught: classes that regions are compared with (novelty.prepare), also where
+        there are none yet; they have their ids in the semantic map and their names among the
+        regions, before those of the namer, and anomalous pixels of none of them are 254 in the
+        semantic map whatever the settings. None compares nothing.
+        Raises FrameError where the array is no such image, EngineError where the network fails,
+        LanguageError and NoveltyError where the bundle cannot answer queries, name regions or be
+        taught, or not with these.
         """
-        return self.segment([frame], maps, queries=queries, namer=namer)[0]
+        return self.segment([frame], maps, queries=queries, namer=namer, taught=taught)[0]
 
     def segment(self, frames: Sequence[Image], maps=ALL_MAPS,
                 histories: Optional[Sequence[MaskHistory]] = None,
                 stamps: Optional[Sequence[float]] = None,
                 queries: Queries = None,
-                namer: Optional[RegionNamer] = None) -> list[Segmentation]:
+                namer: Optional[RegionNamer] = None,
+                taught: Optional[PreparedPrototypes] = None) -> list[Segmentation]:
         """
         Segment several frames, of any sizes, in one pass of the network.
 
         histories: of the cameras that the frames are from, updated by this call, where settings
         steady the anomaly mask over time; stamps: of the frames, seconds. Returns as many
-        segmentations, in their order; maps, queries, namer and errors as when called.
+        segmentations, in their order; maps, queries, namer, taught and errors as when called.
         """
         wanted = frozenset((maps,)) if isinstance(maps, str) else frozenset(maps)
-        maps = check_maps(wanted - {REGIONS})
+        maps = check_maps(wanted - _NO_PICTURES)
         settings = self.settings
         frames = [_as_frame(frame) for frame in frames]
         late = callable(queries) and bool(maps & QUERY_MAPS)
@@ -232,16 +269,24 @@ class Segmenter:
             namer = None
         elif namer is not None:
             self._check_namer(namer)
+        if taught is not None:
+            check_space(taught.space, self.bundle)
+        if FEATURES in wanted and not self.bundle.outputs['pixel_features']:
+            raise NoveltyError(f'{self.bundle.name} has no pixel features: use a bundle whose '
+                               'manifest names that output')
         if not frames:
             return []
         answers = late or asked is not None
         embeds = namer is not None or answers and bool(self.bundle.outputs['text_features'])
-        output = self.engine.infer(frames, region_embeddings=answers, text_features=embeds)
+        output = self.engine.infer(frames, region_embeddings=answers, text_features=embeds,
+                                   pixel_features=taught is not None or FEATURES in wanted)
         if late:
             queries = queries()
             asked = self._asked(maps, queries)
         outliers = output.outlier_probabilities
         made = maps | {'anomaly_score', 'anomaly_mask'} if REGIONS in wanted else maps
+        if taught is not None:
+            made |= {'anomaly_mask'}
         found = []
         for index, (frame, masks, probabilities) in enumerate(zip(
                 frames, output.mask_logits, output.class_probabilities)):
@@ -257,18 +302,44 @@ class Segmenter:
                 None if asked is None else _query_weights(asked, output, index),
                 None if asked is None else asked.thresholds,
                 partial(regions.scores, asked) if asked is not None and embeds else None)
-            named = _named(result, regions, namer) if REGIONS in wanted else None
+            components = None
+            if REGIONS in wanted or taught is not None:
+                components = (find_regions(result.anomaly_mask) if regions is None
+                              else regions.find(result.anomaly_mask)[0])
+            compared: tuple[TaughtRegion, ...] = ()
+            if taught is not None:
+                compared = self._compare(result, components, output, index, taught, settings)
+            named = None
+            if REGIONS in wanted:
+                named = _named(result, components, compared, namer and namer.name(
+                    regions.find(result.anomaly_mask)[1]))
             readout_ms = 1e3 * (time.perf_counter() - start)
             found.append(Segmentation(
                 **{name: getattr(result, name) for name in maps}, regions=named,
                 queries=queries if maps & QUERY_MAPS else None, road_lost=result.road_lost,
+                taught=taught, taught_regions=compared,
+                pixel_features=output.pixel_features[index] if FEATURES in wanted else None,
                 query_version=(None if not maps & QUERY_MAPS
                                else 0 if queries is None else queries.version),
-                classes=self.bundle.classes, palette=self._palette,
+                classes=self.bundle.classes,
+                palette=self._palette if taught is None else taught.palette,
                 network_size=self.network_size,
                 anomaly_range=settings.score.range(self.bundle.num_classes),
                 preprocess_ms=output.preprocess_ms,
                 network_ms=output.network_ms, readout_ms=readout_ms))
+        return found
+
+    def _compare(self, result: Maps, components: Sequence[Region], output: NetworkOutput,
+                 index: int, taught: PreparedPrototypes,
+                 settings: ReadoutSettings) -> tuple[TaughtRegion, ...]:
+        """Compare one frame of a batch with taught classes and paint its semantic map."""
+        masks = output.mask_logits[index]
+        mask = result.anomaly_mask
+        found = self._taught.find(
+            components, masks, output.pixel_features[index], taught, mask.shape,
+            settings.scaled_min_area(self.network_size, masks.shape[1:]))
+        if result.semantic is not None:
+            paint(result.semantic, mask, found)
         return found
 
     def _asked(self, maps: frozenset,
@@ -314,18 +385,17 @@ def _query_weights(queries: PreparedQueries, output: NetworkOutput, index: int) 
         None if frozen is None else frozen[index])
 
 
-def _named(result: Maps, regions: Optional[AnomalousRegions],
-           namer: Optional[RegionNamer]) -> tuple[NamedRegion, ...]:
-    if regions is None or namer is None:
-        found = find_regions(result.anomaly_mask)
-        names = [(UNKNOWN, 0.0)] * len(found)
-    else:
-        found, embeddings = regions.find(result.anomaly_mask)
-        names = namer.name(embeddings)
+def _named(result: Maps, components: Sequence[Region], compared: Sequence[TaughtRegion],
+           names: Optional[Sequence[tuple[str, float]]]) -> tuple[NamedRegion, ...]:
+    """Name anomalous regions: by what they were taught as, else by the words for them."""
+    chosen = list(names or [(UNKNOWN, 0.0)] * len(components))
+    for index, (_, entry) in enumerate(zip(components, compared)):
+        if entry.id != UNKNOWN_ID:
+            chosen[index] = entry.name, entry.cosine
     return tuple(
         NamedRegion(index, region.box, region.area,
                     float(result.anomaly_score[region.window][region.inside].mean()), *name)
-        for index, (region, name) in enumerate(zip(found, names)))
+        for index, (region, name) in enumerate(zip(components, chosen)))
 
 
 def _as_frame(frame: Image) -> Frame:

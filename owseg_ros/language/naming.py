@@ -46,7 +46,8 @@ class NamedRegion:
     id: its number in the frame, 0 is the largest. box: x0, y0, x1, y1 in pixels of the maps, the
     ends are the first column and row outside. area: in these pixels. anomaly_score: the mean
     over the region. name: of a thing of the vocabulary, or 'unknown'; name_score: the
-    probability of that name in 0..1, of an unknown region that of the likeliest name.
+    probability of that name in 0..1, of an unknown region that of the likeliest name. A region of
+    a taught class (novelty) has its name, and the cosine with it.
     """
 
     id: int  # noqa: A003

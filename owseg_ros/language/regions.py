@@ -83,21 +83,30 @@ def embed_region(region: Region, text_features: np.ndarray, size: tuple[int, int
     """
     Return the embedding of a region, float32 [D] of unit length (0 where the features are 0).
 
-    text_features: float32 [D, h, w] of the whole picture, each of whose cells counts as often as
-    the region has pixels in it; size: (height, width) of the picture in the region's pixels.
+    text_features: float32 [D, h, w]; size: as for pool_region.
     """
-    _, height, width = text_features.shape
+    mean = pool_region(region, text_features, size)
+    return mean / max(float(np.linalg.norm(mean)), _SMALLEST)
+
+
+def pool_region(region: Region, features: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    Return the mean of features over a region, float32 [D].
+
+    features: float32 [D, h, w] of the whole picture, each of whose cells counts as often as the
+    region has pixels in it; size: (height, width) of the picture in the region's pixels.
+    """
+    _, height, width = features.shape
     left, top, right, bottom = region.box
     rows, row_starts = _cells(top, bottom, height, size[0])
     columns, column_starts = _cells(left, right, width, size[1])
     pixels = np.add.reduceat(region.inside.view(np.uint8), row_starts, axis=0, dtype=np.float32)
     pixels = np.add.reduceat(pixels, column_starts, axis=1)
-    cells = text_features[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    cells = features[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
     if cells.shape[1:] != pixels.shape:
         # Pixels are larger than cells, so that some of them are skipped.
-        cells = text_features[:, rows[:, None], columns]
-    total = np.tensordot(cells, pixels, axes=2)
-    return (total / max(float(np.linalg.norm(total)), _SMALLEST)).astype(np.float32)
+        cells = features[:, rows[:, None], columns]
+    return np.tensordot(cells, pixels, axes=2) / np.float32(region.area)
 
 
 def _cells(start: int, stop: int, cells: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:

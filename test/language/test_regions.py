@@ -16,7 +16,8 @@ import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
-from owseg_ros.language.regions import AnomalousRegions, embed_region, find_regions, Region
+from owseg_ros.language.regions import (
+    AnomalousRegions, embed_region, find_regions, pool_region, Region)
 import pytest
 
 
@@ -54,6 +55,7 @@ def test_embedding_is_the_mean_under_the_region(height, width, scale_y, scale_x,
         inside = np.zeros(mask.shape, bool)
         inside[region.window] = region.inside
         mean = full[:, inside].mean(axis=1)
+        np.testing.assert_allclose(pool_region(region, features, mask.shape), mean, atol=1e-5)
         np.testing.assert_allclose(
             embed_region(region, features, mask.shape), mean / np.linalg.norm(mean), atol=1e-4)
 

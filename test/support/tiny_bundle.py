@@ -229,15 +229,15 @@ def tiny_metric_head() -> bytes:
     """
     Return an ONNX file from the mean features float32 [R, 4] to embeddings float32 [R, 9].
 
-    Component c is how near the colour is to the corner COLOR_NAMES[c], 0 from the middle of an
-    edge on; the last is NO_CORNER. Then all is made unit length.
+    Component c is how near the colour is to the corner COLOR_NAMES[c], 1 there and 0 at its
+    neighbours; the last is NO_CORNER. Then all is made unit length.
     """
     corners = np.array([[corner >> 2 & 1, corner >> 1 & 1, corner & 1] for corner in range(8)])
     signs = (2.0 * corners - 1.0).T
     weight = np.zeros((FEATURES, METRIC_DIM), np.float32)
-    weight[:3, :8] = 2.0 * signs
-    # sum_i sign_i (2 x_i - 1) - 2: 1 at the corner, -1 at its neighbours.
-    bias = np.append(-signs.sum(axis=0) - 2.0, NO_CORNER).astype(np.float32)
+    weight[:3, :8] = signs
+    # (sum_i sign_i (2 x_i - 1) - 1) / 2
+    bias = np.append(-signs.sum(axis=0) / 2.0 - 0.5, NO_CORNER).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node('Gemm', ['features', 'weight', 'bias'], ['corners']),
          helper.make_node('Relu', ['corners'], ['near']),

@@ -1,0 +1,68 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Mean pixel features of regions: the mask pooling of RAML, equation 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from owseg_ros.language.regions import pool_region, Region
+from owseg_ros.readout.reference import sigmoid
+
+
+def region_features(regions: Sequence[Region], pixel_features: np.ndarray,
+                    size: tuple[int, int]) -> np.ndarray:
+    """
+    Return the mean pixel features of regions, float32 [R, C].
+
+    pixel_features: float32 [C, h, w] of the whole picture; size: (height, width) of the picture
+    in the regions' pixels.
+    """
+    found = np.empty((len(regions), len(pixel_features)), np.float32)
+    for row, region in zip(found, regions):
+        row[...] = pool_region(region, pixel_features, size)
+    return found
+
+
+def mask_features(mask_logits: np.ndarray, pixel_features: np.ndarray,
+                  min_area: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return which masks of the network are large enough, int64 [R], and their features, [R, C].
+
+    mask_logits: float32 [N, h, w]; pixel_features: float32 [C, h, w]; min_area: least number of
+    cells above one half, which at least one must be. The features are float32 means under the
+    soft masks sigma(logits), which are 0 below one half: the far tail of a mask covers more of
+    the picture than a small thing.
+    """
+    areas = np.count_nonzero(mask_logits > 0, axis=(1, 2))
+    chosen = np.flatnonzero(areas >= max(min_area, 1))
+    cells = mask_logits[chosen].reshape(len(chosen), mask_logits[0].size)
+    weights = np.where(cells > 0, sigmoid(cells), np.float32(0))
+    features = weights @ pixel_features.reshape(len(pixel_features), -1).T
+    return chosen, features / weights.sum(axis=1, keepdims=True)
+
+
+def mask_region(mask_logits: np.ndarray, size: tuple[int, int]) -> Region:
+    """
+    Return where a mask is above one half.
+
+    mask_logits: float32 [h, w], somewhere above 0; size: (height, width) of the picture that
+    they are resampled to, bilinearly as in the readout.
+    """
+    inside = (cv2.resize(mask_logits, size[::-1], interpolation=cv2.INTER_LINEAR) > 0)
+    left, top, width, height = cv2.boundingRect(inside.view(np.uint8))
+    inside = inside[top:top + height, left:left + width]
+    return Region(left, top, inside, int(np.count_nonzero(inside)))

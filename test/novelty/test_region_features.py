@@ -1,0 +1,63 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Mask pooling: means over regions and under the masks of the network."""
+
+import cv2
+import numpy as np
+from owseg_ros.language.regions import find_regions
+from owseg_ros.novelty.region_features import mask_features, mask_region, region_features
+import pytest
+
+
+@pytest.fixture
+def features():
+    return np.random.default_rng(0).normal(size=(5, 6, 8)).astype(np.float32)
+
+
+def test_regions_have_the_mean_of_their_pixels(features):
+    mask = np.zeros((24, 32), np.uint8)
+    mask[2:11, 3:14] = mask[15:20, 20:31] = 255
+    full = features.repeat(4, axis=1).repeat(4, axis=2)
+    found = region_features(find_regions(mask), features, mask.shape)
+    assert found.shape == (2, 5) and found.dtype == np.float32
+    np.testing.assert_allclose(found[0], full[:, 2:11, 3:14].mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(found[1], full[:, 15:20, 20:31].mean(axis=(1, 2)), atol=1e-5)
+    assert region_features((), features, mask.shape).shape == (0, 5)
+
+
+def test_masks_weigh_their_cells_softly_and_only_above_one_half(features):
+    logits = np.full((3, 6, 8), -9, np.float32)
+    logits[0, 1, 1], logits[0, 2, 5] = 6, np.log(3)
+    logits[0, 4] = -0.1
+    logits[2, :3] = 2
+    chosen, found = mask_features(logits, features)
+    np.testing.assert_array_equal(chosen, [0, 2])
+    strong, weak = 1 / (1 + np.exp(-6)), 0.75
+    expected = (strong * features[:, 1, 1] + weak * features[:, 2, 5]) / (strong + weak)
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    np.testing.assert_allclose(found[1], features[:, :3].mean(axis=(1, 2)), atol=1e-5)
+    assert mask_features(logits, features, 3)[0].tolist() == [2]
+    chosen, found = mask_features(logits[1:2], features)
+    assert not len(chosen) and found.shape == (0, 5)
+
+
+def test_a_mask_is_resampled_as_in_the_readout():
+    logits = np.random.default_rng(1).normal(size=(6, 8)).astype(np.float32) - 1
+    region = mask_region(logits, (24, 32))
+    painted = np.zeros((24, 32), bool)
+    painted[region.window] = region.inside
+    np.testing.assert_array_equal(
+        painted, cv2.resize(logits, (32, 24), interpolation=cv2.INTER_LINEAR) > 0)
+    assert region.area == painted.sum()
+    assert region.inside.any(axis=1)[[0, -1]].all() and region.inside.any(axis=0)[[0, -1]].all()
