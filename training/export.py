@@ -31,7 +31,8 @@ from owseg_ros.language import TextEncoder
 from owseg_ros.language.installed import open_text_encoder
 from owseg_ros.readout.scores import SCORES
 from owseg_ros.segmenter import Segmenter
-from owseg_training import model_card, quantize, tensorrt_support
+from owseg_training import model_card, novelty, quantize, tensorrt_support
+from owseg_training.bundle_regions import embed_labels
 from owseg_training.calibrate import calibrate, DEFAULT_POINT, street_frames
 from owseg_training.class_texts import class_wordings, TEXT_SPACE
 from owseg_training.closed_set import load_network
@@ -47,6 +48,7 @@ from owseg_training.history import stages_of
 from owseg_training.language import choose_threshold, language_section
 from owseg_training.network import MaskClassifier
 from owseg_training.network.frozen_clip import FROZEN_CLIP
+from owseg_training.prototypes import KNOWN_PROTOTYPES
 import torch
 from torch import nn
 from torch.nn import functional
@@ -288,6 +290,8 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
     precision: fp32, fp16 or int8 (see quantize); calibration_frames: pictures for the ranges of
     int8, int8_runtime: onnxruntime or tensorrt.  A bundle of less precision also states the
     figures of fp32 and how far it is from it.
+    A network with a metric head can be taught classes: its bundle has the section novelty, with
+    the prototypes of the run and a threshold that is chosen on known classes.
     text_encoder: folder of the encoder that a network with region embeddings learned from, '' for
     the installed one.
     Raises ExportError when ONNX differs from torch or the size does not fit, or the encoder is
@@ -319,11 +323,15 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
         manifest = _manifest(network, config, classes, size, stages)
         if encoder is not None:
             manifest |= {'language': _language(network, encoder, classes)}
+        if network.metric_head is not None:
+            manifest |= {'novelty': novelty.novelty_section(network.config.metric_dim)}
         provenance, figures = manifest['provenance'], manifest['figures']
         figures |= {'onnx_parity': difference, 'onnx_parity_frames': f'{len(images)} of {source}'}
         card = Path(folder) / 'MODEL_CARD.md'
         card.write_text('The figures are being measured.\n')
         files = {'network.onnx': onnx_path, 'MODEL_CARD.md': card}
+        if network.metric_head is not None:
+            files |= _novelty_files(network, run, Path(folder))
         if precision != 'fp32':
             whole = Segmenter(write_bundle(Path(folder) / 'whole', manifest, files))
             files['network.onnx'] = Path(folder) / f'{precision}.onnx'
@@ -350,6 +358,15 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
             language['threshold'], language['operating_point'] = choose_threshold(
                 LanguageReader(segmenter, encoder), there.closed[0])
             segmenter = Segmenter(write_bundle(measured, manifest, files))
+        if network.metric_head is not None and there.closed:
+            chosen = novelty.choose_threshold(
+                embed_labels(segmenter, there.closed[0], frames=novelty.FRAMES),
+                f'{min(novelty.FRAMES, len(there.closed[0].items))} frames of '
+                f'{_title(there.closed[0])}')
+            if chosen is not None:
+                section = manifest['novelty']
+                section['threshold'], section['operating_point'] = chosen
+                segmenter = Segmenter(write_bundle(measured, manifest, files))
         figures |= measure(segmenter, there)
         if before is not None:
             earlier = load_bundle(before).figures
@@ -361,6 +378,23 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
             manifest, stages, [(found.key, _title(found)) for found in there.closed]))
         write_bundle(out, manifest, files)
     return load_bundle(out)
+
+
+def _novelty_files(network: MaskClassifier, run: Path, folder: Path) -> dict[str, Path]:
+    """Write the metric head; return it and the prototypes of the run by their names."""
+    known, path = run / KNOWN_PROTOTYPES, folder / novelty.METRIC_HEAD
+    if not known.is_file():
+        raise ExportError(f'{known} is missing: the run did not come to its end; start the same '
+                          'owseg-train metric again')
+    head = network.metric_head
+    novelty.export_metric_head(head, path, OPSET)
+    means = np.random.default_rng(0).normal(
+        0, 3, (7, head.layers[0].in_features)).astype(np.float32)
+    difference = novelty.head_parity(head, path, means)
+    if difference > TOLERANCE:
+        raise ExportError(f'the metric head in ONNX Runtime differs from torch by {difference}, '
+                          f'more than {TOLERANCE}')
+    return {novelty.METRIC_HEAD: path, KNOWN_PROTOTYPES: known}
 
 
 def _open_encoder(run: Path, folder: str) -> TextEncoder:
