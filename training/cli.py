@@ -108,6 +108,67 @@ def _metric(options: argparse.Namespace) -> None:
         distributed.leave()
 
 
+def _prototypes(options: argparse.Namespace) -> None:
+    from owseg_ros.segmenter import Segmenter
+    from owseg_training.bundle_regions import embed_labels
+    from owseg_training.data.datasets import open_data_set
+    from owseg_training.few_shot import choose_examples, class_examples, folder_examples, teach
+
+    segmenter = Segmenter(options.bundle, threads=options.threads)
+    found = {name: folder_examples(folder) for name, folder in options.shots}
+    for name, split, root in options.data_set or ():
+        data_set = open_data_set(name, split, root or options.data)
+        found |= {each: class_examples(data_set, each) for each in options.classes}
+    if not found:
+        raise ConfigError('nothing to teach: give --shots NAME=FOLDER, or --data-set and '
+                          '--classes')
+    known = None
+    if options.known:
+        name, _, split = options.known.partition(':')
+        known = embed_labels(segmenter, open_data_set(name, split or None, options.data),
+                             segmenter.bundle.class_names).rows
+    book, reports = teach(segmenter, {
+        name: choose_examples(examples, options.count, options.choose, options.seed)
+        for name, examples in found.items()}, known)
+    book.save(options.out)
+    print('| class | shots | least cosine of a shot | of known regions | threshold |\n'
+          '|---|---|---|---|---|')
+    for report in reports:
+        own = '-' if report.own is None else f'{report.own:.3f}'
+        print(f'| {report.name} | {report.shots} | {own} | {report.known:.3f} | '
+              f'{report.threshold:.3f} |')
+    for report in reports:
+        if not report.apart:
+            print(f'{report.name}: its shots are no nearer to each other than known regions are; '
+                  'give more shots, or such as show the same thing')
+    print(f'wrote {options.out}: {len(reports)} classes for {segmenter.bundle.name}')
+
+
+def _add_prototypes(stages: argparse._SubParsersAction) -> None:
+    stage = stages.add_parser('prototypes',
+                              help='teach a bundle classes from a few labelled pictures')
+    stage.add_argument('--bundle', type=Path, required=True, help='folder of the bundle')
+    stage.add_argument('--out', type=Path, required=True, help='file to write: prototypes.npz')
+    stage.add_argument('--shots', type=_named_folder, action='append', default=[],
+                       metavar='NAME=FOLDER', help='repeatable: a class, and its folder with '
+                       'images/<name>.* and masks/<name>.png, non-zero where it is')
+    stage.add_argument('--data-set', action=_DataSetOption, metavar='NAME[:SPLIT]',
+                       help='labelled set that shows --classes')
+    stage.add_argument('--root', action=_DataSetOption, dest='data_set', metavar='PATH',
+                       help='where the data set named before lies')
+    stage.add_argument('--classes', type=_names, default=(), help='of that set: Car,Bicyclist')
+    stage.add_argument('--data', help='folder of all data sets')
+    stage.add_argument('--count', type=int, default=5, help='shots a class (default 5)')
+    stage.add_argument('--choose', choices=('largest', 'random'), default='largest',
+                       help='the pictures that show most of the class, or any (default largest)')
+    stage.add_argument('--seed', type=int, default=0, help='of --choose random')
+    stage.add_argument('--known', metavar='NAME[:SPLIT]',
+                       help='labelled set whose known classes must not match, for the thresholds '
+                            "(default: the bundle's prototypes of them)")
+    stage.add_argument('--threads', type=int, default=0, help='0: one a core')
+    stage.set_defaults(run_command=_prototypes)
+
+
 def _pseudo_masks(options: argparse.Namespace) -> None:
     from owseg_training.pseudo_masks import write_pseudo_masks
 
@@ -335,6 +396,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(','))
 
 
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition('=')
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f'expected NAME=FOLDER, not {text!r}')
+    return name, Path(folder)
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(','))
 
@@ -486,6 +554,7 @@ def build_parser() -> argparse.ArgumentParser:
     metric.add_argument('--out', type=Path, required=True, help='folder of the new run')
     _add_training_options(metric)
     metric.set_defaults(run_command=_metric)
+    _add_prototypes(stages)
 
     sweep = stages.add_parser('sweep', help='vary one setting: runs, a table and a picture')
     sweep.add_argument('name', help='a sweep of training/recipes/sweeps, or a YAML path')
