@@ -73,7 +73,7 @@ from typing import Any, Callable, Optional, Sequence, Union
 import numpy as np
 from owseg_ros import render
 from owseg_ros.bundle import Bundle, BundleError, ClassInfo, load_bundle, MANIFEST, UNKNOWN_ID
-from owseg_ros.engine import create_engine, Engine, NetworkOutput
+from owseg_ros.engine import create_engine, Engine, NetworkOutput, TensorrtOptions
 from owseg_ros.frame import Frame
 from owseg_ros.language.naming import NamedRegion, RegionNamer, UNKNOWN
 from owseg_ros.language.regions import AnomalousRegions, find_regions, Region
@@ -193,7 +193,7 @@ class Segmenter:
     A bundle, the engine that runs its network and the readout of its maps.
 
     bundle: a loaded Bundle or the folder of one. engine, providers, threads: see
-    engine.create_engine; threads also go for the readout.
+    engine.create_engine; threads also go for the readout. tensorrt: options of that engine.
     settings: see ReadoutSettings; by default the bundle's calibrated threshold and area at
     camera size. Replace the attribute at any time, from any thread: the next frame uses it.
 
@@ -204,9 +204,11 @@ class Segmenter:
 
     def __init__(self, bundle: Union[Bundle, str, os.PathLike], engine: str = 'onnx',
                  providers: Sequence[str] = ('cpu',), threads: int = 0,
-                 settings: Optional[ReadoutSettings] = None):
+                 settings: Optional[ReadoutSettings] = None,
+                 tensorrt: Optional[TensorrtOptions] = None):
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self.engine: Engine = create_engine(self.bundle, engine, providers, threads)
+        self.engine: Engine = create_engine(
+            self.bundle, engine, providers, threads, tensorrt)
         self.settings = settings or readout_settings(self.bundle)
         self._readout = CpuReadout(threads=threads)
         self._taught = None if self.bundle.novelty is None else TaughtReadout(self.bundle)
@@ -366,6 +368,10 @@ class Segmenter:
         if namer.language != self.bundle.language:
             raise LanguageError(f'this namer was made for another model than {self.bundle.name}: '
                                 'make one with the language section of this one')
+
+    def close(self) -> None:
+        """End what the engine does in the background, such as a build that goes on."""
+        self.engine.close()
 
     def warm_up(self) -> float:
         """Run blank frames until everything is set up; return ms of the last whole pass."""

@@ -15,25 +15,31 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Optional, Sequence
 
 from owseg_ros.bundle import Bundle
 from owseg_ros.engine.contract import Engine, EngineError, NetworkOutput
 from owseg_ros.engine.onnx import OnnxEngine
+from owseg_ros.engine.tensorrt import serve_tensorrt, TensorrtEngine, TensorrtOptions
 
-__all__ = ['create_engine', 'Engine', 'EngineError', 'ENGINES', 'NetworkOutput', 'OnnxEngine']
+__all__ = ['create_engine', 'Engine', 'EngineError', 'ENGINES', 'NetworkOutput', 'OnnxEngine',
+           'TensorrtEngine', 'TensorrtOptions']
 
-ENGINES = {OnnxEngine.name: OnnxEngine}
+ENGINES = (OnnxEngine.name, TensorrtEngine.name)
 
 
 def create_engine(bundle: Bundle, engine: str = 'onnx', providers: Sequence[str] = ('cpu',),
-                  threads: int = 0) -> Engine:
+                  threads: int = 0, tensorrt: Optional[TensorrtOptions] = None) -> Engine:
     """
     Return the engine of that name for a bundle.
 
-    providers: where it runs, in order of preference: 'cpu', 'cuda', 'tensorrt'; threads: on the
-    CPU, 0 chooses. Raises EngineError where the name is unknown or the engine does not start.
+    providers: where ONNX Runtime runs, in order of preference: 'cpu', 'cuda', 'tensorrt';
+    threads: on the CPU, 0 chooses. The engine tensorrt is built in the background while ONNX
+    Runtime serves (engine.fallback); tensorrt: its options.
+    Raises EngineError where the name is unknown or the engine does not start.
     """
-    if engine not in ENGINES:
-        raise EngineError(f'unknown engine {engine!r}; choose from {", ".join(sorted(ENGINES))}')
-    return ENGINES[engine](bundle, providers=providers, threads=threads)
+    if engine == OnnxEngine.name:
+        return OnnxEngine(bundle, providers=providers, threads=threads)
+    if engine == TensorrtEngine.name:
+        return serve_tensorrt(bundle, providers, threads, tensorrt)
+    raise EngineError(f'unknown engine {engine!r}; choose from {", ".join(ENGINES)}')

@@ -113,6 +113,12 @@ class BuildProgress:
         # Name -> [parent, steps, steps done]; in the order in which they started.
         self._phases: dict[str, list] = {}
         self._share = 0.0
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Return whether a step was told that the build is to stop."""
+        return self._stopped
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """Begin a phase of so many steps, inside of its parent."""
@@ -126,7 +132,9 @@ class BuildProgress:
             if name in self._phases:
                 self._phases[name][2] = int(step) + 1
                 self._tell()
-        return not self._cancelled()
+        if self._cancelled():
+            self._stopped = True
+        return not self._stopped
 
     def finish(self, name: str) -> None:
         """End a phase, all of its steps done or not."""
