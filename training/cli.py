@@ -108,6 +108,23 @@ def _metric(options: argparse.Namespace) -> None:
         distributed.leave()
 
 
+def _mca(options: argparse.Namespace) -> None:
+    from owseg_training import distributed
+    from owseg_training.meta_channels import MetaChannelTraining
+
+    config = _training_config(options)
+    config.meta.trainable = options.trainable or config.meta.trainable
+    config.meta.channels = options.channels or config.meta.channels
+    try:
+        training = MetaChannelTraining(config, options.out, options.start, options.device)
+        if training.processes.first:
+            print(f'training {training.trainable:,} of {training.parameters:,} parameters for '
+                  f'{training.network.config.meta_channels} meta channels')
+        training.run(validate_every=None if training.frozen else 500)
+    finally:
+        distributed.leave()
+
+
 def _prototypes(options: argparse.Namespace) -> None:
     from owseg_ros.segmenter import Segmenter
     from owseg_training.bundle_regions import embed_labels
@@ -554,6 +571,16 @@ def build_parser() -> argparse.ArgumentParser:
     metric.add_argument('--out', type=Path, required=True, help='folder of the new run')
     _add_training_options(metric)
     metric.set_defaults(run_command=_metric)
+
+    mca = stages.add_parser('mca', help='train channels that over-segment what no class explains')
+    mca.add_argument('--start', type=Path, required=True, help='folder of the trained run')
+    mca.add_argument('--config', default='camvid_small_mca', help='recipe name or path')
+    mca.add_argument('--out', type=Path, required=True, help='folder of the new run')
+    mca.add_argument('--channels', type=int, metavar='K', help='override the number of channels')
+    mca.add_argument('--trainable', nargs='+', metavar='PART',
+                     help='override: meta_head, all, or other parts of the network')
+    _add_training_options(mca)
+    mca.set_defaults(run_command=_mca)
     _add_prototypes(stages)
 
     sweep = stages.add_parser('sweep', help='vary one setting: runs, a table and a picture')

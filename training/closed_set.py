@@ -157,13 +157,14 @@ class TrainingLosses(torch.nn.Module):
     Network and criterion as one module, the unit that DistributedDataParallel wraps.
 
     autocast: type of the network's activations, None for float32; the losses are float32.
-    extra: more losses, (prediction, label, totals) to a dict.
+    extra: more losses, (image, prediction, label, totals) to a dict.
     forward: (image, label, totals, seeds), see SetCriterion, to a dict of scalar losses.
     """
 
     def __init__(self, network: MaskClassifier, criterion: SetCriterion,
                  autocast: torch.dtype | None,
-                 extra: Callable[[Prediction, torch.Tensor, Totals], Totals]) -> None:
+                 extra: Callable[[torch.Tensor, Prediction, torch.Tensor, Totals], Totals]
+                 ) -> None:
         super().__init__()
         self.network = network
         self.criterion = criterion
@@ -183,7 +184,7 @@ class TrainingLosses(torch.nn.Module):
             pixel_logits=None if pixel_logits is None else pixel_logits.float(),
             outlier_logits=None if outlier_logits is None else outlier_logits.float())
         losses = self.criterion(prediction, label, totals, seeds)
-        return {**losses, **self.extra(prediction, label, totals)}
+        return {**losses, **self.extra(image, prediction, label, totals)}
 
 
 class ClosedSetTraining:
@@ -286,7 +287,7 @@ class ClosedSetTraining:
     def _totals(self, label: torch.Tensor) -> Totals:
         return self.criterion.totals(label, self.config.network.queries)
 
-    def _extra_losses(self, prediction: Prediction, label: torch.Tensor,
+    def _extra_losses(self, image: torch.Tensor, prediction: Prediction, label: torch.Tensor,
                       totals: Totals) -> Totals:
         return {}
 

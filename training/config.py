@@ -51,6 +51,8 @@ class NetworkConfig:
     embeddings for classes that training has seen and others, see network.frozen_clip.
     metric_dim: length of the embeddings of regions that classes are taught by (RAML: 128), 0 for
     no metric head.
+    meta_channels: channels that over-segment what no class explains (RAML: 4), 0 for none;
+    meta_activation: of them, see network.meta_channels; they need the pixel_classifier.
     outlier_class: one more column of the class head between the known classes and no-object, for
     outliers (UNO); outlier_head: DenseHybrid's per-pixel head (RbA eq 16).  Outlier supervision
     sets both, as its loss needs them.
@@ -80,6 +82,8 @@ class NetworkConfig:
     region_pooling: str = 'soft_stride_4'
     region_ensemble: tuple[float, float] = (0.4, 0.8)
     metric_dim: int = 0
+    meta_channels: int = 0
+    meta_activation: str = 'sigmoid'
     outlier_class: bool = False
     outlier_head: bool = False
 
@@ -251,6 +255,27 @@ class MetricConfig:
 
 
 @dataclass
+class MetaChannelConfig:
+    """
+    Meta channels (RAML eq 6): how many, where the start has none, and the weights of their losses.
+
+    one_vs_all, intersection, split, reconstruction, eta, reading: see
+    meta_channel_losses.MetaChannelLoss. trainable: parts of the network, as
+    outliers.freeze_except names them; the paper trains all, beside the segmentation loss.
+    """
+
+    channels: int = 4
+    activation: str = 'sigmoid'
+    one_vs_all: float = 0.1
+    intersection: float = 0.1
+    split: float = 0.1
+    reconstruction: float = 0.01
+    eta: float = 0.02
+    reading: str = 'code'
+    trainable: list[str] = field(default_factory=lambda: ['meta_head'])
+
+
+@dataclass
 class OptimizerConfig:
     """
     AdamW with a poly schedule; learning rate of the backbone is lr * backbone_multiplier.
@@ -286,6 +311,7 @@ class Config:
     outliers: OutlierConfig = field(default_factory=OutlierConfig)
     grounding: GroundingConfig = field(default_factory=GroundingConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
+    meta: MetaChannelConfig = field(default_factory=MetaChannelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def to_dict(self) -> dict[str, Any]:

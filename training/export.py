@@ -454,7 +454,7 @@ def _manifest(network: MaskClassifier, config: Config, classes: Sequence[ClassSp
               size: tuple[int, int], stages: Sequence[model_card.Stage]) -> dict[str, Any]:
     width, height = size
     parameters = sum(p.numel() for name, p in network.named_parameters()
-                     if not name.startswith(('pixel_classifier', 'metric_head')))
+                     if not name.startswith(('pixel_classifier', 'metric_head', 'meta_head')))
     shape = config.network
     ours = bool(stages)
     outliers = ('; outliers: cut-outs from COCO (CC BY, CC BY-SA) and DAVIS'

@@ -25,6 +25,7 @@ _COMMANDS = {
     'closed_set': 'owseg-train closed-set --config {name} --pretrained <backbone weights>',
     'outliers': 'owseg-train outliers --config {name}_outliers --start <run> --out <run>',
     'grounding': 'owseg-train grounding --config {name}_grounding --start <run> --out <run>',
+    'mca': 'owseg-train mca --config {name}_mca --start <run> --out <run>',
     'metric': 'owseg-train metric --config {name}_metric --start <run> --out <run>',
 }
 
@@ -68,6 +69,11 @@ def _stage(stage: Stage) -> str:
         grounding = config.grounding
         return (f'{text} Only {", ".join(grounding.trainable)} learns; words are kept with '
                 f'probability {grounding.keep:g}.\nLosses smoothed.\n\n{_losses(stage.log)}')
+    if config.stage == 'mca':
+        meta = config.meta
+        return (f'{text} {meta.channels} meta channels (RAML eqs 6 to 9); only '
+                f'{", ".join(meta.trainable)} learns.\nLosses smoothed.\n\n'
+                f'{_losses(stage.log)}')
     if config.stage == 'metric':
         metric = config.metric
         return (f'{text} Only the metric head learns, from regions of the labels: Circle loss '

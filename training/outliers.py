@@ -49,6 +49,8 @@ def _modules(network: MaskClassifier, name: str) -> list[torch.nn.Module]:
         parts['region_head'] = network.region_head
     if network.metric_head is not None:
         parts['metric_head'] = network.metric_head
+    if network.meta_head is not None:
+        parts['meta_head'] = network.meta_head
     if name not in parts:
         raise ConfigError(f'outliers.trainable has no part {name!r}; it has '
                           f'{", ".join(dict.fromkeys((*GROUPS, *parts)))}')
@@ -61,8 +63,8 @@ def freeze_except(network: MaskClassifier, parts: list[str]) -> tuple[int, int]:
 
     parts: mlp_and_linear (mask_embed and class_embed), transformer_decoder, pixel_decoder, all
     (save for the backbone's freeze_stages), names of the transformer decoder's own parts
-    ('mask_embed', 'class_embed', 'layers', ...), or outlier_head, region_head and metric_head
-    where there are such.
+    ('mask_embed', 'class_embed', 'layers', ...), or outlier_head, region_head, metric_head and
+    meta_head where there are such.
     Returns (trainable, all) parameter counts, the per-pixel auxiliary head left out.
     Raises ConfigError for a part that there is not.
     """
@@ -131,7 +133,7 @@ class OutlierTraining(ClosedSetTraining):
     def _totals(self, label: torch.Tensor) -> Totals:
         return {**super()._totals(label), **outlier_totals(label, self.network.num_classes)}
 
-    def _extra_losses(self, prediction: Prediction, label: torch.Tensor,
+    def _extra_losses(self, image: torch.Tensor, prediction: Prediction, label: torch.Tensor,
                       totals: Totals) -> Totals:
         config, classes = self.config.outliers, self.network.num_classes
         losses = {}

@@ -67,7 +67,9 @@ def read_frame(network: MaskClassifier, image: np.ndarray, config: Config) -> Fr
     scores = functional.interpolate(
         class_scores(prediction.class_logits, prediction.mask_logits, size, network.num_classes),
         size=image.shape[:2], mode='bilinear', align_corners=False)
-    parts = (scores, prediction.class_logits, prediction.mask_logits, prediction.pixel_features)
+    parts = [scores, prediction.class_logits, prediction.mask_logits, prediction.pixel_features]
+    if network.meta_head is not None:
+        parts.append(network.meta_channels(prediction.pixel_features)[:, network.num_classes:])
     return Frame(image, *(part[0].float().cpu().numpy() for part in parts))
 
 

@@ -21,6 +21,7 @@ import math
 from owseg_training.config import ConfigError, NetworkConfig
 from owseg_training.network.backbone import build_backbone
 from owseg_training.network.frozen_clip import FROZEN_CLIP, FrozenClipHead
+from owseg_training.network.meta_channels import MetaChannelHead
 from owseg_training.network.metric_head import MetricHead
 from owseg_training.network.pixel_decoder import PIXEL_DECODERS
 from owseg_training.network.region_embedding import REGION_HEADS, RegionEmbeddings
@@ -86,7 +87,8 @@ class MaskClassifier(nn.Module):
     forward: normalised RGB float32 [B, 3, H, W], H and W multiples of 32, to a Prediction.
     Raises ValueError for other sizes, and for a configuration of which no network can be made.
     config: the NetworkConfig that it was made of.  metric_head: what embeds means of the pixel
-    features under regions, where there is one; forward does without.
+    features under regions, and meta_head, see meta_channels: where there are such; forward does
+    without.
     """
 
     def __init__(self, config: NetworkConfig, num_classes: int) -> None:
@@ -111,6 +113,9 @@ class MaskClassifier(nn.Module):
         self.outlier_head = OutlierHead(config.mask_dim) if config.outlier_head else None
         self.metric_head = (MetricHead(config.mask_dim, config.metric_dim, num_classes)
                             if config.metric_dim else None)
+        self.meta_head = None
+        if config.meta_channels:
+            self._make_meta_head()
         self.region_head = None
         if config.region_head == FROZEN_CLIP:
             self.region_head = FrozenClipHead(self.backbone, config, num_classes)
@@ -130,6 +135,32 @@ class MaskClassifier(nn.Module):
         if self.metric_head is None:
             self.config.metric_dim = dim
             self.metric_head = MetricHead(self.config.mask_dim, dim, self.num_classes)
+
+    def add_meta_head(self, channels: int, activation: str) -> None:
+        """
+        Add meta channels where there are none.
+
+        Raises ConfigError for an unknown activation and where there is no pixel_classifier.
+        """
+        if self.meta_head is None:
+            self.config.meta_channels, self.config.meta_activation = channels, activation
+            self._make_meta_head()
+
+    def _make_meta_head(self) -> None:
+        if self.pixel_classifier is None:
+            raise ConfigError('meta channels are made of the logits of the per-pixel head; train '
+                              'the network with network.pixel_classifier: true')
+        self.meta_head = MetaChannelHead(
+            self.num_classes, self.config.meta_channels, self.config.meta_activation)
+
+    def meta_channels(self, pixel_features: torch.Tensor) -> torch.Tensor:
+        """
+        Return known classes and meta channels, float [B, N + K, h, w] in 0..1 (RAML 3.3).
+
+        They are made of the logits of the per-pixel head: that is what the prediction of G is in
+        the released network, a 1x1 convolution of the pixel features [B, C, h, w].
+        """
+        return self.meta_head(self.pixel_classifier(pixel_features))
 
     def add_outlier_class(self) -> None:
         """
