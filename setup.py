@@ -138,8 +138,10 @@ setup(
         ],
         # onnxruntime-gpu shares its folder with onnxruntime: uninstall the latter first.
         'gpu': [
+            'onnx>=1.16',
             'onnxruntime-gpu>=1.17',
             'tensorrt>=10',
+            'torch>=2.4',
         ],
         # Only to write the text encoder that queries need: owseg text-encoder.
         'language': [

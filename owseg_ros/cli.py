@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The `owseg` command: demo, run, query, text-encoder, doctor."""
+"""The `owseg` command: demo, run, query, text-encoder, build-engine, doctor."""
 
 from __future__ import annotations
 
@@ -204,11 +204,45 @@ def _text_encoder(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _build_engine(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.bundle import default_bundle_path, load_bundle
+    from owseg_ros.engine.status import StateMachine
+    from owseg_ros.engine.tensorrt import build_engine, TensorrtOptions, write_graph
+
+    bundle = load_bundle(options.model or default_bundle_path())
+    asked = TensorrtOptions(options.precision, options.calibration, options.max_batch,
+                            options.cache, options.workspace)
+    if options.graph_only:
+        graph = write_graph(bundle, asked, options.graph_only)
+        console.print(_table('graph', [
+            ('precision', graph.precision), ('batches', _batches(graph.batch)),
+            ('file', str(graph.path))]))
+        return 0
+    with _progress(console) as progress:
+        task = progress.add_task('building', total=1.0, text='')
+        machine = StateMachine(progressed=lambda share, step: progress.update(
+            task, completed=share, text=escape(step)))
+        built = build_engine(bundle, asked, machine, force=options.force)
+    for note in machine.status.notes:
+        console.print(f'[yellow]{escape(note)}[/yellow]', highlight=False, soft_wrap=True)
+    console.print(_table('engine', [
+        ('built for', escape(str(built.key.device))), ('precision', built.key.precision),
+        ('batches', _batches(built.key.batch)),
+        ('size', f'{len(built.plan) / 1e6:.1f} MB'),
+        ('time', 'was in the cache' if built.cached else f'{built.seconds:.0f} s')]))
+    console.print(f'{built.path}', highlight=False, soft_wrap=True)
+    return 0
+
+
+def _batches(batch: tuple[int, int, int]) -> str:
+    return f'{batch[0]} to {batch[2]} frames' if batch[0] < batch[2] else f'{batch[0]} at a time'
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
         prog='owseg', description='Open-world perception for ROS 2: demo, run, '
-        'query, text-encoder, doctor.')
+        'query, text-encoder, build-engine, doctor.')
     parser.add_argument('--version', action='version', version=__version__)
     parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
     commands = parser.add_subparsers(dest='command', required=True)
@@ -292,6 +326,27 @@ def build_parser() -> argparse.ArgumentParser:
     encoder.add_argument('--force', action='store_true',
                          help='write it again, or in place of another encoder')
     encoder.set_defaults(act=_text_encoder)
+
+    build = commands.add_parser(
+        'build-engine', help='build the TensorRT engine of a model for this GPU, and keep it',
+        description='Builds the engine that the parameter engine: tensorrt of the node would '
+        'build at its first start. Needs TensorRT, torch with CUDA, onnx and a GPU.')
+    build.add_argument('--model', type=Path, help='folder of a bundle (default: the bundled one)')
+    build.add_argument('--precision', default='auto', help='fp32, fp16, int8, or auto: fp16, or '
+                                                           'that of the model (default)')
+    build.add_argument('--calibration', type=Path, metavar='FOLDER',
+                       help='images such as the camera sends, for int8 of a model in fp32')
+    build.add_argument('--max-batch', type=int, default=1,
+                       help='frames in one pass at most: the number of cameras')
+    build.add_argument('--workspace', type=int, default=0, metavar='MIB',
+                       help='GPU memory that a layer may use (0: all there is)')
+    build.add_argument('--cache', type=Path, metavar='FOLDER',
+                       help='of built engines (default: $OWSEG_ENGINE_CACHE, or owseg_ros/engines '
+                            'of the cache of the user)')
+    build.add_argument('--force', action='store_true', help='build even where there is one')
+    build.add_argument('--graph-only', type=Path, metavar='ONNX',
+                       help='only write the network as TensorRT would get it; needs no GPU')
+    build.set_defaults(act=_build_engine)
 
     doctor = commands.add_parser(
         'doctor', help='what is installed, which engine, DDS transport, is a camera publishing')

@@ -138,6 +138,7 @@ def run(options: RunOptions,
                 _write_maps(options.out / 'maps', index, result)
             progress(len(times), total)
     finally:
+        segmenter.close()
         source.close()
         if writer is not None:
             writer.close()

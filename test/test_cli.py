@@ -12,10 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import json
+import sys
 
 import cv2
 import numpy as np
 from owseg_ros.cli import main
+from owseg_ros.engine.precision import precision_of
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.pictures import FrameComposer, QueryPicture, VideoError, VideoWriter
 import pytest
@@ -146,6 +148,21 @@ def test_queries_that_cannot_be_answered(tmp_path, words, capsys, query, folder,
                  '--query', query, '--text-encoder', folder or encoder]) == 2
     error = capsys.readouterr().err.strip()
     assert says in error and '\n' not in error
+
+
+def test_build_engine_writes_the_graph_and_says_what_a_build_needs(
+        tmp_path, model, capsys, monkeypatch):
+    target = tmp_path / 'out' / 'half.onnx'
+    assert main(['build-engine', '--model', str(model), '--max-batch', '2',
+                 '--graph-only', str(target)]) == 0
+    said = capsys.readouterr().out
+    assert 'fp16' in said and '1 to 2 frames' in said
+    assert precision_of(target) == 'fp16'
+    monkeypatch.setitem(sys.modules, 'tensorrt', None)
+    assert main(['build-engine', '--model', str(model), '--cache', str(tmp_path / 'cache')]) == 2
+    assert 'owseg: TensorRT is not installed' in capsys.readouterr().err
+    assert main(['build-engine', '--model', str(model), '--precision', 'half']) == 2
+    assert 'auto, fp32, fp16, int8' in capsys.readouterr().err
 
 
 def test_query_of_a_model_without_words(tmp_path, model, capsys):

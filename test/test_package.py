@@ -39,9 +39,10 @@ ROS_ONLY = {'cv_bridge', 'launch', 'launch_ros', 'message_filters', 'vision_msgs
 # Comes with each of the wheels.
 WITH_WHEELS = {'ament_index_python', 'builtin_interfaces', 'rcl_interfaces'}
 INSTALLED_BY_EXTRA = {'tensorrt', 'torch'}
-# Of the extra `language`: what set-up needs and the robot does not, and who may import it.
+# What set-up needs and the robot does not, who may import it, and the extra that installs it.
 SET_UP = {'onnx', 'safetensors'}
-SET_UP_FILES = {ROOT / 'owseg_ros' / 'language' / 'bert_onnx.py'}
+SET_UP_FILES = {ROOT / 'owseg_ros' / 'language' / 'bert_onnx.py': 'language',
+                ROOT / 'owseg_ros' / 'engine' / 'precision.py': 'gpu'}
 
 READ_SETUP = """
 import json, os, sys
@@ -162,8 +163,9 @@ def test_what_the_vehicle_imports_is_declared(setup, manifest):
                 assert 'engine' in path.parts, f'{where}: only engine/ may'
                 continue
             if name in SET_UP:
-                assert path in SET_UP_FILES, f'{where}: only the set-up of text encoders may'
-                assert name in requirement_names(setup['extras_require']['language']), where
+                assert path in SET_UP_FILES, f'{where}: only set-up may'
+                extra = setup['extras_require'][SET_UP_FILES[path]]
+                assert name in requirement_names(extra), where
                 continue
             assert ROSDEP_KEYS.get(name, name) in run, f'{where}: not in package.xml'
             if name in ROSDEP_KEYS:

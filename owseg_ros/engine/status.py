@@ -59,12 +59,15 @@ class StateMachine:
     """
     The status of an engine that is built, warmed up and run; safe to use from several threads.
 
-    changed: called with the new status on each change of state, in the thread that made it.
+    changed: called with the new status on each change of state, in the thread that made it;
+    progressed: with the share and the step of a build, in whatever thread.
     """
 
-    def __init__(self, changed: Callable[[EngineStatus], object] = lambda status: None) -> None:
+    def __init__(self, changed: Callable[[EngineStatus], object] = lambda status: None,
+                 progressed: Callable[[float, str], object] = lambda share, step: None) -> None:
         self._lock = threading.Lock()
         self._changed = changed
+        self._progressed = progressed
         self._status = EngineStatus(BUILDING)
 
     @property
@@ -87,6 +90,7 @@ class StateMachine:
         with self._lock:
             if self._status.state == BUILDING:
                 self._status = replace(self._status, share=share, step=step)
+        self._progressed(share, step)
 
     def note(self, text: str) -> None:
         """Add something to know that is no failure."""

@@ -26,6 +26,10 @@ from diagnostic_msgs.msg import DiagnosticArray
 from diagnostic_msgs.msg import DiagnosticStatus
 from diagnostic_msgs.msg import KeyValue
 import numpy as np
+from owseg_ros.engine.status import BUILDING
+from owseg_ros.engine.status import EngineStatus
+from owseg_ros.engine.status import FALLBACK
+from owseg_ros.engine.status import RUNNING
 from rclpy.node import Node
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -214,6 +218,22 @@ def judge_camera(
     return OK, 'running', (
         f'{numbers.rate_hz:.1f} Hz, age {numbers.age_ms[0]:.0f} ms '
         f'(p95 {numbers.age_ms[1]:.0f} ms), {numbers.drops} drops')
+
+
+def judge_engine(found: EngineStatus) -> tuple[bytes, str, dict[str, str]]:
+    """
+    Return level, what to add to the message, and the values of the engine of a loaded model.
+
+    An engine that another stands in for for good is a warning: frames are answered, but slower
+    than was asked for.
+    """
+    values = {'engine_state': found.state, 'engine_reason': found.reason,
+              'engine_notes': '; '.join(found.notes)}
+    if found.state == BUILDING:
+        values.update(engine_build_percent=f'{100 * found.share:.0f}',
+                      engine_build_step=found.step)
+    told = '' if found.state == RUNNING else f' ({found})'
+    return WARN if found.state == FALLBACK else OK, told, values
 
 
 def status(name: str, level: bytes, message: str, values: Mapping[str, Any]) -> DiagnosticStatus:

@@ -20,6 +20,8 @@ import math
 import re
 from typing import Any, Callable, Mapping, Sequence
 
+from owseg_ros.engine.tensorrt import AUTO
+from owseg_ros.engine.tensorrt import PRECISIONS
 from owseg_ros.nodes.qos import RELIABILITIES
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.operating_point import HOW_TO_ASK
@@ -188,9 +190,18 @@ PERCEPTION = (
          'Folder of the model bundle, or the name of an installed one; empty: the default.',
          UNCONFIGURED),
     Spec('engine', 'onnx',
-         'What runs the network.', UNCONFIGURED),
+         'What runs the network: onnx, or tensorrt, which onnx stands in for while it is built.',
+         UNCONFIGURED),
+    Spec('tensorrt_precision', AUTO,
+         'Precision of the engine tensorrt; auto: fp16, or that of the model.',
+         UNCONFIGURED, choices=PRECISIONS),
+    Spec('tensorrt_calibration', '',
+         'Folder of images for int8 of a model that is not quantised.', UNCONFIGURED),
+    Spec('tensorrt_cache', '',
+         'Folder of built engines; empty: owseg_ros/engines of the cache of the user.',
+         UNCONFIGURED),
     Spec('providers', ['cpu'],
-         'Where the engine runs, in order of preference: cpu, cuda, tensorrt.',
+         'Where the engine onnx runs, in order of preference: cpu, cuda, tensorrt.',
          UNCONFIGURED, check=_provider_names),
     Spec('threads', 0,
          'Threads of the engine on the CPU; 0: as many as it likes.', UNCONFIGURED, (0, 256)),

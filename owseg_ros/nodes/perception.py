@@ -35,6 +35,7 @@ from owseg_ros.bundle import BundleError
 from owseg_ros.bundle import default_bundle_path
 from owseg_ros.bundle import load_bundle
 from owseg_ros.bundle import MANIFEST
+from owseg_ros.engine import TensorrtOptions
 from owseg_ros.errors import OwsegError
 from owseg_ros.frame import Frame
 from owseg_ros.frame import FrameError
@@ -46,6 +47,7 @@ from owseg_ros.nodes import transport
 from owseg_ros.nodes.diagnostics import ERROR
 from owseg_ros.nodes.diagnostics import FrameStatistics
 from owseg_ros.nodes.diagnostics import judge_camera
+from owseg_ros.nodes.diagnostics import judge_engine
 from owseg_ros.nodes.diagnostics import OK
 from owseg_ros.nodes.diagnostics import Reporter
 from owseg_ros.nodes.diagnostics import status
@@ -261,17 +263,20 @@ class PerceptionNode(LifecycleNode):
 
     def _configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._failure = ''
+        segmenter = None
         try:
             self._enter('building')
             bundle = load_bundle(_model_folder(self._table['model']))
             segmenter = Segmenter(
                 bundle, engine=self._table['engine'],
                 providers=tuple(self._table['providers']),
-                threads=self._table['threads'])
+                threads=self._table['threads'], tensorrt=self._tensorrt())
             segmenter.settings = self._settings(bundle)
             self._enter('warming')
             self._warm_up_ms = segmenter.warm_up()
         except OwsegError as error:
+            if segmenter is not None:
+                segmenter.close()
             self._failure = f'cannot configure: {error}'
             self.get_logger().error(self._failure)
             self._enter('unconfigured')
@@ -352,7 +357,9 @@ class PerceptionNode(LifecycleNode):
         cameras, self._cameras = self._cameras, {}
         for camera in cameras.values():
             camera.outputs.destroy()
-        self._segmenter = None
+        segmenter, self._segmenter = self._segmenter, None
+        if segmenter is not None:
+            segmenter.close()
 
     def _autostart(self) -> None:
         self.destroy_timer(self._start_timer)
@@ -360,6 +367,13 @@ class PerceptionNode(LifecycleNode):
             self.trigger_activate()
 
     # Parameters
+
+    def _tensorrt(self) -> TensorrtOptions:
+        return TensorrtOptions(
+            precision=self._table['tensorrt_precision'],
+            calibration=self._table['tensorrt_calibration'] or None,
+            cache=self._table['tensorrt_cache'] or None,
+            max_batch=len(self._table['cameras']))
 
     def _settings(self, bundle: Bundle, changed: Mapping[str, Any] = {}) -> ReadoutSettings:
         values = {
@@ -446,9 +460,13 @@ class PerceptionNode(LifecycleNode):
                 anomaly_threshold=segmenter.settings.anomaly_threshold)
         if self._failure:
             return status(f'{name}: engine', ERROR, self._failure, values)
-        message = phase if segmenter is None else (
-            f'{phase}: {segmenter.bundle.name} on {segmenter.engine.description}')
-        return status(f'{name}: engine', OK, message, values)
+        if segmenter is None:
+            return status(f'{name}: engine', OK, phase, values)
+        level, message, details = judge_engine(segmenter.engine.status)
+        return status(
+            f'{name}: engine', level,
+            f'{phase}: {segmenter.bundle.name} on {segmenter.engine.description}{message}',
+            {**values, **details})
 
     def _camera_status(self, name: str, camera: Camera) -> DiagnosticStatus:
         numbers = camera.statistics.snapshot()

@@ -153,8 +153,10 @@ def test_closing_stops_the_build(bundle):
 
 
 def test_states_follow_one_another():
-    changes = []
-    machine = StateMachine(changes.append)
+    changes, told = [], []
+    machine = StateMachine(changes.append, lambda *progress: told.append(progress))
+    machine.progress(0.25, 'in time')
+    assert (machine.status.share, told) == (0.25, [(0.25, 'in time')])
     for state in (BUILDING, WARMING, RUNNING):
         machine.enter(state)
     machine.progress(0.5, 'too late')

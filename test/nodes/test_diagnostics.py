@@ -15,9 +15,11 @@
 
 import math
 
+from owseg_ros.engine.status import EngineStatus
 from owseg_ros.nodes.diagnostics import ERROR
 from owseg_ros.nodes.diagnostics import FrameStatistics
 from owseg_ros.nodes.diagnostics import judge_camera
+from owseg_ros.nodes.diagnostics import judge_engine
 from owseg_ros.nodes.diagnostics import OK
 from owseg_ros.nodes.diagnostics import WARN
 import pytest
@@ -129,3 +131,17 @@ def test_idle_and_reset(statistics):
     statistics.reset()
     numbers = statistics.snapshot()
     assert (numbers.frames_in, numbers.skipped) == (0, 0)
+
+
+@pytest.mark.parametrize('found, level, told, values', [
+    (EngineStatus('running'), OK, '', {'engine_state': 'running'}),
+    (EngineStatus('building', step='layers', share=0.256), OK, ' (building 26%: layers)',
+     {'engine_build_percent': '26', 'engine_build_step': 'layers'}),
+    (EngineStatus('warming', notes=('a', 'b')), OK, ' (warming)', {'engine_notes': 'a; b'}),
+    (EngineStatus('fallback', 'no GPU'), WARN, ' (fallback: no GPU)',
+     {'engine_state': 'fallback', 'engine_reason': 'no GPU'})])
+def test_what_an_engine_does_is_told(found, level, told, values):
+    got = judge_engine(found)
+    assert got[:2] == (level, told)
+    assert got[2].items() >= values.items()
+    assert ('engine_build_step' in got[2]) == (found.state == 'building')

@@ -16,6 +16,7 @@
 import itertools
 import json
 import shutil
+import sys
 import threading
 
 from builtin_interfaces.msg import Time
@@ -425,6 +426,19 @@ def test_an_engine_that_is_not_there_is_refused(perception):
     assert 'abacus' in status.message and 'onnx' in status.message
     assert node.set('engine', 'onnx').successful
     assert node.node.trigger_configure() == SUCCESS
+
+
+def test_without_tensorrt_the_node_works_and_says_why(ros, perception, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorrt', None)
+    node = perception(engine='tensorrt', autostart=True).active()
+    status = node.status('engine', lambda s: s.level == DiagnosticStatus.WARN)
+    values = values_of(status)
+    assert 'not installed' in status.message and 'not installed' in values['engine_reason']
+    assert (values['state'], values['engine_state']) == ('active', 'fallback')
+    assert values['engine'].startswith('onnx')
+    masks = ros.collect(Image, 'semantic/mask')
+    with stream(ImagePublisher(ros.client)):
+        assert masks.first().width == WIDTH
 
 
 @pytest.mark.parametrize('name, value, reason', [
