@@ -93,10 +93,10 @@ def paint(semantic: np.ndarray, anomaly_mask: np.ndarray,
     semantic: uint8 [H, W]; anomaly_mask: uint8 [H, W], which becomes 254 where nothing matched.
     Where regions overlap the one that is more like its class has the pixel.
     """
-    semantic[anomaly_mask != 0] = UNKNOWN_ID
+    np.copyto(semantic, UNKNOWN_ID, where=anomaly_mask != 0)
     for entry in sorted(found, key=lambda entry: entry.cosine):
         if entry.id != UNKNOWN_ID:
-            semantic[entry.region.window][entry.region.inside] = entry.id
+            np.copyto(semantic[entry.region.window], entry.id, where=entry.region.inside)
 
 
 def _taught_region(region: Region, taught: PreparedPrototypes, index: int, cosine: float,

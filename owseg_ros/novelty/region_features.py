@@ -20,7 +20,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from owseg_ros.language.regions import pool_region, Region
-from owseg_ros.readout.reference import sigmoid
 
 
 def region_features(regions: Sequence[Region], pixel_features: np.ndarray,
@@ -43,16 +42,15 @@ def mask_features(mask_logits: np.ndarray, pixel_features: np.ndarray,
     Return which masks of the network are large enough, int64 [R], and their features, [R, C].
 
     mask_logits: float32 [N, h, w]; pixel_features: float32 [C, h, w]; min_area: least number of
-    cells above one half, which at least one must be. The features are float32 means under the
-    soft masks sigma(logits), which are 0 below one half: the far tail of a mask covers more of
-    the picture than a small thing.
+    cells above one half, which at least one must be. The features are float32 means over these
+    cells, as over a region.
     """
-    areas = np.count_nonzero(mask_logits > 0, axis=(1, 2))
+    inside = (mask_logits > 0).reshape(len(mask_logits), -1)
+    areas = np.count_nonzero(inside, axis=1)
     chosen = np.flatnonzero(areas >= max(min_area, 1))
-    cells = mask_logits[chosen].reshape(len(chosen), mask_logits[0].size)
-    weights = np.where(cells > 0, sigmoid(cells), np.float32(0))
-    features = weights @ pixel_features.reshape(len(pixel_features), -1).T
-    return chosen, features / weights.sum(axis=1, keepdims=True)
+    features = inside[chosen].astype(np.float32) @ pixel_features.reshape(
+        len(pixel_features), -1).T
+    return chosen, features / areas[chosen, None].astype(np.float32)
 
 
 def mask_region(mask_logits: np.ndarray, size: tuple[int, int]) -> Region:

@@ -17,6 +17,7 @@ import cv2
 from hypothesis import given, settings, strategies as st
 import numpy as np
 from owseg_ros.readout import clean_mask, reference
+from owseg_ros.readout.components import label_components
 import pytest
 
 
@@ -40,6 +41,21 @@ def test_agrees_on_large_masks(density, smooth):
     for min_area in (2, 9, 60):
         np.testing.assert_array_equal(
             clean_mask(mask, min_area), reference.clean_mask(mask, min_area))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 3),
+       st.integers(0, 10000))
+@settings(max_examples=150, deadline=None)
+def test_components_are_measured_as_by_opencv(height, width, density, smooth, seed):
+    """Few of them, and nested ones, by their contours; many pixel by pixel."""
+    noise = np.random.default_rng(seed).random((height, width)).astype(np.float32)
+    if smooth:
+        noise = cv2.GaussianBlur(noise, (0, 0), smooth)
+    mask = (noise <= np.quantile(noise, density)).astype(np.uint8) * 255
+    labels, stats = label_components(mask)
+    _, expected_labels, expected, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    np.testing.assert_array_equal(labels, expected_labels)
+    np.testing.assert_array_equal(stats[1:], expected[1:])
 
 
 def test_more_components_than_sixteen_bits_count():
