@@ -48,6 +48,16 @@ def _share(text: str) -> float:
     return value
 
 
+def _cosine(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 2.0
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from -1 to 1')
+    return value
+
+
 def _progress(console: Console) -> Progress:
     return Progress(TextColumn('{task.description}'), BarColumn(),
                     TextColumn('{task.fields[text]}'), TimeElapsedColumn(), console=console)
@@ -124,6 +134,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             limit=options.limit, masks=options.masks, query=options.query,
             text_encoder=options.text_encoder, query_threshold=options.query_threshold,
             vocabulary=options.vocabulary, name_unknown=options.name_unknown,
+            prototypes=options.prototypes, prototype_threshold=options.prototype_threshold,
+            prototype_masks=options.prototype_masks,
             engine=options.engine,
             providers=tuple(options.providers), threads=options.threads, readout={
                 'score': options.score, 'threshold': options.threshold,
@@ -140,6 +152,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
                                  f'{result["anomaly_threshold"]:g}'),
         *((f'"{name}"', f'{share:.1%} of the pixels')
           for name, share in result['query_shares'].items()),
+        *((f'taught: {escape(name)}', f'{share:.1%} of the pixels')
+          for name, share in result['taught_shares'].items()),
         ('model, engine', f'{result["model"]}, {result["engine"]}')]))
     console.print(result['video'], highlight=False, soft_wrap=True)
     return 0
@@ -289,6 +303,15 @@ def build_parser() -> argparse.ArgumentParser:
                        help='other wordings (default: those of owseg_ros)')
     words.add_argument('--name-unknown', action='store_true',
                        help='give anomalous regions names out of the vocabulary')
+    taught = run.add_argument_group('taught classes', 'what is recognised by example')
+    taught.add_argument('--prototypes', type=Path, metavar='NPZ',
+                        help='classes that this model was taught, as owseg-train prototypes '
+                             'builds them or a node saves them')
+    taught.add_argument('--prototype-threshold', type=_cosine, metavar='-1..1',
+                        help='least cosine of a class that has none of its own (default: the '
+                             "model's)")
+    taught.add_argument('--prototype-masks', action='store_true',
+                        help="compare the network's masks too, and not only anomalous regions")
     mask = run.add_argument_group('anomaly mask', 'as the parameters of the node')
     mask.add_argument('--score', help="anomaly score (default: the model's)")
     mask.add_argument('--threshold', default=CALIBRATED, help=HOW_TO_ASK)

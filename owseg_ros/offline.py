@@ -30,6 +30,7 @@ from owseg_ros.language import (
     LanguageError, load_vocabulary, PreparedQueries, QueryBook, QueryScorer, RegionNamer)
 from owseg_ros.language.installed import default_text_encoder_path, open_text_encoder
 from owseg_ros.language.naming import UNKNOWN
+from owseg_ros.novelty import prepare, PreparedPrototypes, PrototypeBook
 from owseg_ros.pictures import FrameComposer, QueryPicture, VideoWriter
 from owseg_ros.readout import ALL_MAPS, MaskHistory, QUERY_MAPS
 from owseg_ros.render import distinct_colors
@@ -53,6 +54,9 @@ class RunOptions:
     text_encoder: folder of the encoder, None for the installed one; query_threshold: of queries
     that state none, None for the model's; vocabulary: file with wordings, None for the built-in;
     name_unknown: give anomalous regions names of the vocabulary, written to regions.jsonl;
+    prototypes: file of taught classes (novelty.PrototypeBook), None for none; with masks they are
+    listed in maps/taught.json; prototype_threshold: least cosine of those that have none of their
+    own, None for the model's; prototype_masks: compare the network's masks with them too;
     engine, providers, threads: as for owseg_ros.engine.create_engine.
     readout: keyword arguments of owseg_ros.segmenter.readout_settings; what the anomaly mask
     remembers goes from frame to frame.
@@ -69,6 +73,9 @@ class RunOptions:
     query_threshold: float | None = None
     vocabulary: Path | None = None
     name_unknown: bool = False
+    prototypes: Path | None = None
+    prototype_threshold: float | None = None
+    prototype_masks: bool = False
     engine: str = 'onnx'
     providers: tuple[str, ...] = ('cpu',)
     threads: int = 0
@@ -82,7 +89,8 @@ def run(options: RunOptions,
 
     progress: told the frames done and the frames in all (0 where that is not known).
     Raises RunError, SourceError, BundleError, EngineError, VideoError, ScoreError,
-    OperatingPointError, and for queries LanguageError, TextEncoderError or VocabularyError.
+    OperatingPointError, for queries LanguageError, TextEncoderError or VocabularyError, and for
+    prototypes NoveltyError.
     """
     if options.every < 1:
         raise RunError(f'every must be 1 or more, not {options.every}')
@@ -91,6 +99,7 @@ def run(options: RunOptions,
     segmenter.settings = readout_settings(segmenter.bundle, **options.readout)
     history = MaskHistory()
     queries, namer = open_language(segmenter.bundle, options)
+    taught = open_prototypes(segmenter.bundle, options)
     colors = distinct_colors(len(queries)) if queries else ()
     maps = ALL_MAPS | (QUERY_MAPS if queries else set()) | ({REGIONS} if namer else set())
     source = open_source(options.source)
@@ -104,6 +113,7 @@ def run(options: RunOptions,
     flagged: list[float] = []
     found: list[list[float]] = []
     regions: list[str] = []
+    recognised: list[list[float]] = []
     start = time.perf_counter()
     index = -1
     try:
@@ -115,12 +125,12 @@ def run(options: RunOptions,
             if index % options.every:
                 continue
             result, = segmenter.segment(
-                [frame], maps, histories=[history], queries=queries, namer=namer)
+                [frame], maps, histories=[history], queries=queries, namer=namer, taught=taught)
             times.append((result.preprocess_ms, result.network_ms, result.readout_ms))
             flagged.append(float((result.anomaly_mask > 0).mean()))
             if composer is None:
                 composer = _composer(segmenter.bundle, frame,
-                                     list(zip(queries.names, colors)) if queries else [])
+                                     list(zip(queries.names, colors)) if queries else [], taught)
                 fps = (source.fps or 10.0) / options.every
                 writer = VideoWriter(options.out / 'run.mp4', fps, composer.size)
             writer.write(composer.compose(
@@ -134,6 +144,9 @@ def run(options: RunOptions,
             if queries:
                 found.append([float((result.query_mask == q).mean())
                               for q in range(len(queries))])
+            if taught:
+                recognised.append([float((result.semantic == entry.id).mean())
+                                   for entry in taught.classes])
             if options.masks:
                 _write_maps(options.out / 'maps', index, result)
             progress(len(times), total)
@@ -148,6 +161,8 @@ def run(options: RunOptions,
         (options.out / 'regions.jsonl').write_text('\n'.join(regions) + '\n', 'utf-8')
     if queries and options.masks:
         _write_queries(options.out / 'maps' / 'queries.json', queries, colors)
+    if taught and options.masks:
+        _write_taught(options.out / 'maps' / 'taught.json', taught)
     medians = np.median(np.array(times), axis=0)
     return {
         'frames': len(times),
@@ -161,6 +176,8 @@ def run(options: RunOptions,
         'flagged_share': float(np.mean(flagged)),
         'query_shares': dict(zip(queries.names, np.mean(found, axis=0).tolist()))
         if queries else {},
+        'taught_shares': dict(zip(taught.prototypes.names, np.mean(recognised, axis=0).tolist()))
+        if taught else {},
         'video': str(options.out / 'run.mp4')}
 
 
@@ -191,6 +208,18 @@ def open_language(bundle: Bundle, options: RunOptions,
     return scorer.prepare(asked.active, options.query_threshold), namer
 
 
+def open_prototypes(bundle: Bundle, options: RunOptions) -> PreparedPrototypes | None:
+    """
+    Return the taught classes that options ask for, ready for a bundle; None for none.
+
+    Raises NoveltyError where the bundle cannot be taught, or the file is not for it.
+    """
+    if options.prototypes is None:
+        return None
+    return prepare(PrototypeBook(bundle).load(options.prototypes), bundle,
+                   options.prototype_threshold, options.prototype_masks)
+
+
 def _names(result: Segmentation) -> list[tuple[tuple[float, ...], str]]:
     """Return where the names of regions go, and the names with their scores."""
     height, width = result.anomaly_mask.shape
@@ -199,10 +228,13 @@ def _names(result: Segmentation) -> list[tuple[tuple[float, ...], str]]:
             for region in result.regions or ()]
 
 
-def _composer(bundle: Bundle, frame: np.ndarray, queries: list) -> FrameComposer:
+def _composer(bundle: Bundle, frame: np.ndarray, queries: list,
+              taught: PreparedPrototypes | None) -> FrameComposer:
     height, width = frame.shape[:2]
-    return FrameComposer(480, max(2, round(480 * height / width)), bundle.palette(),
-                         [(info.name, info.color) for info in bundle.classes], queries)
+    classes = [*bundle.classes, *(taught.classes if taught else ())]
+    return FrameComposer(480, max(2, round(480 * height / width)),
+                         taught.palette if taught else bundle.palette(),
+                         [(info.name, info.color) for info in classes], queries)
 
 
 def _write_queries(path: Path, queries: PreparedQueries, colors: Any) -> None:
@@ -210,6 +242,13 @@ def _write_queries(path: Path, queries: PreparedQueries, colors: Any) -> None:
                for index, (name, threshold, color) in enumerate(zip(
                    queries.names, queries.thresholds.tolist(), colors))]
     path.write_text(json.dumps({'queries': entries}, indent=2) + '\n', 'utf-8')
+
+
+def _write_taught(path: Path, taught: PreparedPrototypes) -> None:
+    entries = [{'id': entry.id, 'name': entry.name, 'threshold': threshold, 'color': entry.color,
+                'shots': len(entry.shots)}
+               for entry, threshold in zip(taught.classes, taught.thresholds.tolist())]
+    path.write_text(json.dumps({'taught': entries}, indent=2) + '\n', 'utf-8')
 
 
 def _write_maps(folder: Path, index: int, result: Segmentation) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 from owseg_ros.cli import main
 from owseg_ros.engine.precision import precision_of
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
+from owseg_ros.novelty import PrototypeBook
 from owseg_ros.pictures import FrameComposer, QueryPicture, VideoError, VideoWriter
 import pytest
-from support.tiny_bundle import make_tiny_bundle, paint
+from support.tiny_bundle import color_embedding, make_tiny_bundle, paint
 from support.tiny_text_encoder import make_tiny_text_encoder
 
 
@@ -163,6 +164,59 @@ def test_build_engine_writes_the_graph_and_says_what_a_build_needs(
     assert 'owseg: TensorRT is not installed' in capsys.readouterr().err
     assert main(['build-engine', '--model', str(model), '--precision', 'half']) == 2
     assert 'auto, fp32, fp16, int8' in capsys.readouterr().err
+
+
+@pytest.fixture
+def teachable(tmp_path):
+    """Return the arguments of a run of a model that was taught cyan, over red and cyan."""
+    bundle = make_tiny_bundle(tmp_path / 'teachable', novelty=True)
+    book = PrototypeBook(bundle)
+    book.add_shot('ice [block]', color_embedding('cyan'))
+    book.set_color('ice [block]', (0, 200, 200))
+    book.save(tmp_path / 'taught.npz')
+    cv2.imwrite(str(tmp_path / 'street.png'), paint(96, 64, right=(0, 255, 255))[..., ::-1])
+    return ['run', '--model', str(bundle.path), '--masks', '--out', str(tmp_path / 'out'),
+            '--source', str(tmp_path / 'street.png'), '--prototypes', str(tmp_path / 'taught.npz')]
+
+
+def test_run_recognises_what_was_taught(tmp_path, teachable, capsys):
+    arguments = teachable
+    ids = tmp_path / 'out' / 'maps' / '000000_semantic.png'
+    assert main(arguments) == 0
+    assert 'taught: ice [block]' in ' '.join(capsys.readouterr().out.split())
+    found = cv2.imread(str(ids), cv2.IMREAD_UNCHANGED)
+    assert (found[:, 60:] == 3).all() and (found[:, :40] == 0).all()
+    entry, = json.loads((tmp_path / 'out' / 'maps' / 'taught.json').read_text())['taught']
+    assert entry == {'id': 3, 'name': 'ice [block]', 'threshold': pytest.approx(0.8),
+                     'color': [0, 200, 200], 'shots': 1}
+    # The frame and the legend show the class in its colour.
+    picture, = frames_of(tmp_path / 'out' / 'run.mp4')
+    near = np.abs(picture[..., ::-1].astype(int) - (0, 200, 200)).max(axis=2) < 24
+    assert near.mean() > 0.05
+    assert main([*arguments, '--prototype-threshold', '1']) == 0
+    assert (cv2.imread(str(ids), cv2.IMREAD_UNCHANGED)[:, 60:] == 254).all()
+
+
+def test_run_compares_masks_if_asked(tmp_path, teachable):
+    """Where nothing is anomalous only the masks are left to compare."""
+    arguments = teachable
+    image = paint(96, 64, (0, 255, 255), (0, 255, 255))
+    cv2.imwrite(str(tmp_path / 'street.png'), image[..., ::-1])
+    ids = tmp_path / 'out' / 'maps' / '000000_semantic.png'
+    for options, expected in (([], False), (['--prototype-masks'], True)):
+        assert main([*arguments, '--threshold', '2', *options]) == 0
+        assert (cv2.imread(str(ids), cv2.IMREAD_UNCHANGED) == 3).all() == expected
+
+
+def test_prototypes_that_cannot_be_used(tmp_path, model, teachable, capsys):
+    arguments = teachable
+    for options, says in ((['--model', model], 'has no metric head'),
+                          (['--prototypes', str(tmp_path / 'no.npz')], 'cannot be read')):
+        assert main([*arguments, *options]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count('\n') == 1
+    with pytest.raises(SystemExit):
+        main([*arguments, '--prototype-threshold', '1.5'])
 
 
 def test_query_of_a_model_without_words(tmp_path, model, capsys):
