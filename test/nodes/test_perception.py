@@ -428,16 +428,32 @@ def test_an_engine_that_is_not_there_is_refused(perception):
     assert node.node.trigger_configure() == SUCCESS
 
 
-def test_without_tensorrt_the_node_works_and_says_why(ros, perception, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'tensorrt', None)
+def test_the_node_works_while_tensorrt_is_built_and_says_why_it_failed(
+        ros, perception, monkeypatch, tmp_path):
+    """An installation of TensorRT that takes a while to find out that it is broken."""
+    gate = tmp_path / 'gate'
+    (tmp_path / 'tensorrt.py').write_text(f"""
+import pathlib, time
+while not pathlib.Path({str(gate)!r}).exists():
+    time.sleep(0.01)
+raise ImportError('libnvinfer.so.10 is not there')
+""")
+    monkeypatch.delitem(sys.modules, 'tensorrt', raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
     node = perception(engine='tensorrt', autostart=True).active()
-    status = node.status('engine', lambda s: s.level == DiagnosticStatus.WARN)
-    values = values_of(status)
-    assert 'not installed' in status.message and 'not installed' in values['engine_reason']
-    assert (values['state'], values['engine_state']) == ('active', 'fallback')
-    assert values['engine'].startswith('onnx')
+    building = node.status('engine')
+    assert building.level == DiagnosticStatus.OK and 'building' in building.message
+    values = values_of(building)
+    assert (values['state'], values['engine_state']) == ('active', 'building')
+    assert values['engine'].startswith('onnx') and values['engine_build_percent'] == '0'
     masks = ros.collect(Image, 'semantic/mask')
     with stream(ImagePublisher(ros.client)):
+        assert masks.first().width == WIDTH
+        gate.touch()
+        failed = node.status('engine', lambda s: s.level == DiagnosticStatus.WARN)
+        assert 'libnvinfer.so.10 is not there' in failed.message
+        assert values_of(failed)['engine_state'] == 'fallback'
+        masks.messages.clear()
         assert masks.first().width == WIDTH
 
 
