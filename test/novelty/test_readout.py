@@ -18,7 +18,9 @@ from dataclasses import replace
 import numpy as np
 from owseg_ros.language import NO_EXPANSION, QueryScorer, RegionNamer
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
-from owseg_ros.novelty import NoveltyError, prepare, PrototypeBook
+from owseg_ros.language.regions import Region
+from owseg_ros.novelty import NoveltyError, prepare, PrototypeBook, TaughtRegion
+from owseg_ros.novelty.readout import paint as paint_regions
 from owseg_ros.novelty.region_features import region_features
 from owseg_ros.segmenter import FEATURES, REGIONS, Segmenter
 import pytest
@@ -151,6 +153,19 @@ def test_only_what_is_asked_for_of_taught_classes(teachable, taught):
     batch = segmenter.segment([squares(), squares(384, 256)], taught=taught)
     assert centres(batch[0].semantic) == [3, 4, 254, 0]
     assert centres(batch[1].semantic, 384, 256) == [3, 4, 254, 0]
+
+
+@pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_where_regions_overlap_the_more_similar_has_the_pixel(order):
+    """And what is anomalous and of no region is 254, as is a region of no class."""
+    entries = [
+        TaughtRegion(Region(1, 0, np.ones((2, 3), bool), 6), 3, 'a', 0.9, np.ones(1)),
+        TaughtRegion(Region(2, 0, np.ones((2, 3), bool), 6), 4, 'b', 0.8, np.ones(1)),
+        TaughtRegion(Region(3, 0, np.ones((2, 1), bool), 2), 254, 'unknown', 0.95, np.ones(1))]
+    semantic = np.zeros((2, 8), np.uint8)
+    mask = np.array([[0, 0, 255, 255, 255, 255, 255, 0]] * 2, np.uint8)
+    paint_regions(semantic, mask, [entries[index] for index in order])
+    assert semantic.tolist() == [[0, 3, 3, 3, 4, 254, 254, 0]] * 2
 
 
 def test_what_cannot_be_taught_is_refused(taught, tmp_path):
