@@ -177,11 +177,16 @@ def test_threads_do_not_lose_shots(book):
         for _ in range(40):
             book.add_shot(name, YELLOW)
 
+    interval = sys.getswitchinterval()
     threads = [threading.Thread(target=teach, args=(name,)) for name in ('a', 'b', 'a', 'b')]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert [len(taught.shots) for taught in book.active.classes] == [80, 80]
     assert book.active.version == 160
 
