@@ -244,6 +244,8 @@ def _build_engine(options: argparse.Namespace, console: Console) -> int:
         ('batches', _batches(built.key.batch)),
         ('size', f'{len(built.plan) / 1e6:.1f} MB'),
         ('time', 'was in the cache' if built.cached else f'{built.seconds:.0f} s')]))
+    if not built.kept:
+        return 1
     console.print(f'{built.path}', highlight=False, soft_wrap=True)
     return 0
 

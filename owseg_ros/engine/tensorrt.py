@@ -20,7 +20,7 @@ cache, and saying what is missing. The rest is in engine.tensorrt_gpu.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import hashlib
 import importlib
 import importlib.util
@@ -94,14 +94,15 @@ class Graph:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine that is in the cache: its file, its key, and how it came there."""
+    """An engine: its file in the cache, whether it was there or could be kept, and its key."""
 
     path: Path
     key: EngineKey
     plan: bytes
     fixed_batch: int
-    cached: bool
     seconds: float
+    cached: bool = False
+    kept: bool = True
 
 
 def require_tensorrt() -> None:
@@ -170,6 +171,34 @@ def calibration_images(bundle: Bundle, folder: str | os.PathLike) -> Iterator[np
         raise EngineError(f'INT8 cannot be calibrated: {error}') from error
 
 
+def plan_graph(bundle: Bundle, options: TensorrtOptions) -> Graph:
+    """
+    Return what prepare_graph would make, with the bundle's own file as its path.
+
+    It reads the calibration images and quantises nothing. Raises EngineError.
+    """
+    variants = _variants()
+    stated = variants.precision_of(bundle.network)
+    asked = options.precision
+    if asked == AUTO:
+        asked = 'fp16' if stated == 'fp32' else stated
+    fixed = variants.batch_of(bundle.network, bundle.input.name)
+    batch = (fixed,) * 3 if fixed else (1, options.max_batch, options.max_batch)
+    if asked != stated != 'fp32':
+        raise EngineError(f'{bundle.name} is a network in {stated}, which cannot become '
+                          f'{asked}: export it in fp32 (owseg-train export --precision fp32)')
+    if asked == stated or asked == 'fp16':
+        return Graph(bundle.network, asked, batch, fixed)
+    if not options.calibration:
+        raise EngineError(f'{bundle.name} has no quantisation: INT8 needs a folder of images such '
+                          'as the camera sends (--calibration), or a bundle in int8 '
+                          '(owseg-train export --precision int8 --int8-runtime tensorrt)')
+    digest = hashlib.sha256()
+    for image in calibration_images(bundle, options.calibration):
+        digest.update(image.tobytes())
+    return Graph(bundle.network, asked, batch, fixed, digest.hexdigest())
+
+
 def prepare_graph(bundle: Bundle, options: TensorrtOptions, folder: str | os.PathLike) -> Graph:
     """
     Return the network in the precision asked for; what has to be made is written to a folder.
@@ -178,39 +207,25 @@ def prepare_graph(bundle: Bundle, options: TensorrtOptions, folder: str | os.Pat
     the same: casts for FP16, QuantizeLinear and DequantizeLinear around convolutions for INT8,
     symmetric, with the ranges of the images. Raises EngineError.
     """
+    variants = _variants()
+    graph = plan_graph(bundle, options)
+    if graph.precision == variants.precision_of(bundle.network):
+        return graph
+    target = Path(folder) / f'{graph.precision}.onnx'
+    if graph.precision == 'fp16':
+        variants.to_fp16(bundle.network, target)
+    else:
+        variants.to_int8(bundle.network, target, calibration_images(bundle, options.calibration),
+                         graph.fixed_batch or 1, 'tensorrt')
+    return replace(graph, path=target)
+
+
+def _variants() -> Any:
     try:
-        from owseg_ros.engine import precision as variants
+        return importlib.import_module('owseg_ros.engine.precision')
     except ImportError as error:
         raise EngineError(f'the engine tensorrt needs the package onnx: {one_line(error)}; '
                           'pip install onnx') from error
-    stated = variants.precision_of(bundle.network)
-    asked = options.precision
-    if asked == AUTO:
-        asked = 'fp16' if stated == 'fp32' else stated
-    fixed = variants.batch_of(bundle.network, bundle.input.name)
-    batch = (fixed,) * 3 if fixed else (1, options.max_batch, options.max_batch)
-    if asked == stated:
-        return Graph(bundle.network, asked, batch, fixed)
-    if stated != 'fp32':
-        raise EngineError(f'{bundle.name} is a network in {stated}, which cannot become '
-                          f'{asked}: export it in fp32 (owseg-train export --precision fp32)')
-    target = Path(folder) / f'{asked}.onnx'
-    if asked == 'fp16':
-        variants.to_fp16(bundle.network, target)
-        return Graph(target, asked, batch, fixed)
-    if not options.calibration:
-        raise EngineError(f'{bundle.name} has no quantisation: INT8 needs a folder of images such '
-                          'as the camera sends (--calibration), or a bundle in int8 '
-                          '(owseg-train export --precision int8 --int8-runtime tensorrt)')
-    digest = hashlib.sha256()
-
-    def counted() -> Iterator[np.ndarray]:
-        for image in calibration_images(bundle, options.calibration):
-            digest.update(image.tobytes())
-            yield image
-
-    variants.to_int8(bundle.network, target, counted(), fixed or 1, 'tensorrt')
-    return Graph(target, asked, batch, fixed, digest.hexdigest())
 
 
 def write_graph(bundle: Bundle, options: TensorrtOptions, target: str | os.PathLike) -> Graph:
@@ -223,8 +238,7 @@ def write_graph(bundle: Bundle, options: TensorrtOptions, target: str | os.PathL
             shutil.copyfile(graph.path, target)
         except OSError as error:
             raise EngineError(f'{target} cannot be written: {error.strerror}') from error
-    return Graph(target, graph.precision, graph.batch, graph.fixed_batch,
-                 graph.calibration_sha256)
+    return replace(graph, path=target)
 
 
 def engine_key(bundle: Bundle, graph: Graph, device: Device) -> EngineKey:
@@ -242,31 +256,48 @@ def build_engine(bundle: Bundle, options: TensorrtOptions, machine: StateMachine
     force: build even where there is one. This runs nothing: it is all of `owseg build-engine`.
     Raises EngineError, one message for each way in which it can fail.
     """
-    begun = time.monotonic()
     require_tensorrt()
     from owseg_ros.engine import tensorrt_gpu as gpu
 
-    device = gpu.device()
-    cache = EngineCache(options.cache)
-    with tempfile.TemporaryDirectory() as folder:
-        machine.progress(0.0, 'preparing the network')
-        graph = prepare_graph(bundle, options, folder)
-        key = engine_key(bundle, graph, device)
-        plan = None if force else from_cache(lambda: cache.load(key), machine)
-        if plan is not None:
-            return Built(cache.path(key), key, plan, graph.fixed_batch, True,
-                         time.monotonic() - begun)
-        timings = from_cache(lambda: cache.load_timing(device), machine)
-        plan, timings = gpu.build_plan(
+    def build(graph: Graph, timings: Optional[bytes]) -> tuple[bytes, bytes]:
+        return gpu.build_plan(
             graph.path, _profile(gpu, bundle, graph.batch),
             BuildProgress(machine.progress, stopped), timings, options.workspace_mib * _MIB)
+
+    return find_or_build(bundle, options, machine, gpu.device(), build, force)
+
+
+def find_or_build(bundle: Bundle, options: TensorrtOptions, machine: StateMachine, device: Device,
+                  build: Callable[[Graph, Optional[bytes]], tuple[bytes, bytes]],
+                  force: bool = False) -> Built:
+    """
+    Return the engine for a device out of the cache, or what `build` makes, kept there.
+
+    build: takes the graph and earlier timings or None, returns the engine and the timings to keep.
+    """
+    begun = time.monotonic()
+    cache = EngineCache(options.cache)
+    machine.progress(0.0, 'looking for the engine')
+    graph = plan_graph(bundle, options)
+    key = engine_key(bundle, graph, device)
+    plan = None if force else from_cache(lambda: cache.load(key), machine)
+    if plan is not None:
+        return Built(cache.path(key), key, plan, graph.fixed_batch, time.monotonic() - begun,
+                     cached=True)
+    timings = from_cache(lambda: cache.load_timing(device), machine)
+    with tempfile.TemporaryDirectory() as folder:
+        machine.progress(0.0, 'preparing the network')
+        plan, timings = build(prepare_graph(bundle, options, folder), timings)
+    kept = True
     try:
         cache.store(key, plan)
         cache.store_timing(device, timings)
     except EngineError as error:
         # The engine is good; only the next start has to build it again.
         machine.note(str(error))
-    return Built(cache.path(key), key, plan, graph.fixed_batch, False, time.monotonic() - begun)
+        kept = False
+    return Built(cache.path(key), key, plan, graph.fixed_batch, time.monotonic() - begun,
+                 kept=kept)
 
 
 def from_cache(load: Callable[[], Optional[bytes]], machine: StateMachine) -> Optional[bytes]:

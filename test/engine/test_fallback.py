@@ -195,3 +195,21 @@ def test_create_engine_says_what_is_missing_and_serves(bundle, monkeypatch):
     assert status.state == FALLBACK and 'TensorRT' in status.reason
     assert engine.infer([FRAME]).mask_logits.shape == (1, 8, 16, 24)
     assert 'onnx' in engine.description and 'tensorrt failed' in engine.description
+
+
+def test_no_pass_takes_more_frames_than_the_engine_was_built_for(bundle):
+    sizes = []
+
+    class Counted(OnnxEngine):
+
+        largest_batch = 2
+
+        def _run(self, names, batch):
+            sizes.append(len(batch))
+            return super()._run(names, batch)
+
+    frames = [Frame(paint(96, 64, color)) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    found = Counted(bundle, threads=1).infer(frames)
+    assert sizes == [2, 1]
+    wanted = onnx(bundle).infer(frames)
+    np.testing.assert_allclose(found.mask_logits, wanted.mask_logits, atol=1e-4)

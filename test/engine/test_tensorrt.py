@@ -37,8 +37,8 @@ from owseg_ros.engine.cache import (
 from owseg_ros.engine.precision import batch_of, precision_of
 from owseg_ros.engine.status import StateMachine
 from owseg_ros.engine.tensorrt import (
-    build_engine, calibration_images, engine_key, from_cache, network_sha256, prepare_graph,
-    require_tensorrt, require_torch_cuda, TensorrtEngine, write_graph)
+    build_engine, calibration_images, engine_key, find_or_build, from_cache, network_sha256,
+    prepare_graph, require_tensorrt, require_torch_cuda, TensorrtEngine, write_graph)
 from owseg_ros.frame import Frame
 import pytest
 from support.tensorrt_stubs import given_stubs, problems, VARIABLE
@@ -131,6 +131,54 @@ def test_external_weights_are_part_of_the_network(bundle):
     found = {network_sha256(replace(bundle, files={
         **bundle.files, 'network.onnx.data': sha})) for sha in ('00', '01')}
     assert len(found | {bundle.network_sha256}) == 3
+
+
+def test_an_engine_is_built_once_and_its_timings_go_to_the_next_build(bundle, tmp_path):
+    options, seen = TensorrtOptions(cache=tmp_path), []
+
+    def build(graph, timings):
+        seen.append((precision_of(graph.path), graph.batch, timings))
+        return b'plan %d' % len(seen), b'timed %d' % len(seen)
+
+    def get(options=options, device=ORIN, **more):
+        machine = StateMachine()
+        built = find_or_build(bundle, options, machine, device, build, **more)
+        return built.plan, built.cached, len(machine.status.notes)
+
+    assert get() == (b'plan 1', False, 0) and get() == (b'plan 1', True, 0)
+    assert get(replace(options, max_batch=2)) == (b'plan 2', False, 0)
+    assert get(device=replace(ORIN, gpu='Thor')) == (b'plan 3', False, 0)
+    assert get(force=True) == (b'plan 4', False, 0) and get() == (b'plan 4', True, 0)
+    assert seen == [('fp16', (1, 1, 1), None), ('fp16', (1, 2, 2), b'timed 1'),
+                    ('fp16', (1, 1, 1), None), ('fp16', (1, 1, 1), b'timed 2')]
+    for path in tmp_path.iterdir():
+        path.write_bytes(b'damaged')
+    assert get() == (b'plan 5', False, 2) and get() == (b'plan 5', True, 0)
+    assert seen[-1][2] is None
+
+
+def test_a_quantised_engine_is_found_without_quantising(bundle, images, tmp_path):
+    options = TensorrtOptions('int8', images, cache=tmp_path / 'cache')
+
+    def get():
+        machine = StateMachine(progressed=lambda share, step: steps.append(step))
+        steps = []
+        return find_or_build(bundle, options, machine, ORIN,
+                             lambda graph, timings: (b'plan', b'timed')).cached, steps
+
+    assert get() == (False, ['looking for the engine', 'preparing the network'])
+    assert get() == (True, ['looking for the engine'])
+    cv2.imwrite(str(images / '3.png'), paint(48, 32, (9, 9, 9)))
+    assert not get()[0]
+
+
+def test_an_engine_that_cannot_be_kept_is_used_all_the_same(bundle, tmp_path):
+    (tmp_path / 'file').write_text('')
+    machine = StateMachine()
+    built = find_or_build(bundle, TensorrtOptions(cache=tmp_path / 'file' / 'cache'), machine,
+                          ORIN, lambda graph, timings: (b'plan', b''))
+    assert built.plan == b'plan' and not built.cached and not built.kept
+    assert any('cannot be written' in note for note in machine.status.notes)
 
 
 # The graph
