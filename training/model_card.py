@@ -172,6 +172,12 @@ _CAMVID = """
   the input's resolution."""
 
 
+_WORDS = """
+- Words: it has seen 11 classes, the hazards of the procedural street and the pasted objects under
+  their names. A word for anything else is understood as far as the text encoder, which has never
+  seen a picture, relates it to these; what it was never shown, it does not find."""
+
+
 def _limits(stages: Sequence[Stage]) -> str:
     alone = 'Do not drive on its anomaly mask alone.'
     if not stages:
@@ -180,7 +186,8 @@ def _limits(stages: Sequence[Stage]) -> str:
     seen = ('It has seen pasted objects as outliers, none of them from RoadAnomaly or from the '
             'hazards of the\n  procedural street.' if outlier_stage(stages)
             else 'It has not seen outliers in training.')
-    return f'- {seen} {alone}{_CAMVID}'
+    words = _WORDS if any(stage.config.stage == 'grounding' for stage in stages) else ''
+    return f'- {seen} {alone}{_CAMVID}{words}'
 
 
 def render(manifest: dict[str, Any], stages: Sequence[Stage],
@@ -206,6 +213,10 @@ def render(manifest: dict[str, Any], stages: Sequence[Stage],
               'et al., "SegNet", PAMI 2017 (the split)') if stages else ''
     training = '\n\n'.join(_stage(stage) for stage in stages) or 'Not trained here.'
     body = '\n\n'.join(measured)
+    language = manifest.get('language')
+    words = '' if language is None else (
+        f"\n- **Words**: text space {language['space']}, {len(language['background'])} things in "
+        f"the background, threshold {language['threshold']:g}:\n  {language['operating_point']}.")
     return f"""# {manifest['name']} {manifest['version']}
 
 {manifest['description']}
@@ -213,7 +224,7 @@ def render(manifest: dict[str, Any], stages: Sequence[Stage],
 - **Input**: RGB, stretched to {source['width']}x{source['height']}, ImageNet statistics.
 - **Precision**: {provenance['precision']}.
 - **Size**: {provenance['parameters']:,} parameters.
-- **Threshold**: {anomaly['threshold']}, {anomaly['operating_point']}.
+- **Threshold**: {anomaly['threshold']}, {anomaly['operating_point']}.{words}
 - **Licence of the weights**: {manifest['license']}{camvid}.
 - **Training data**: {provenance['training_data']}.
 - **Initialisation**: {provenance['initialisation']}.
