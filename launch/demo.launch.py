@@ -36,9 +36,9 @@ ARGUMENTS = (
         'model', default_value='',
         description='Folder of the model bundle; empty: the bundled one.'),
     DeclareLaunchArgument(
-        'queries', default_value='automobile, footpath',
+        'queries', default_value='automobile, traffic cone',
         description='What to ask for in words from the start; ask for something else with: '
-                    'owseg query greenery, traffic cone.'),
+                    'owseg query "greenery, footpath".'),
     DeclareLaunchArgument(
         'namespace', default_value='', description='Namespace of the nodes.'),
     DeclareLaunchArgument(

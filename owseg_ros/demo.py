@@ -53,7 +53,7 @@ START_SECONDS = 90.0
 SAMPLES = 48
 SHEET_ROWS = 5
 CELL_WIDTH = 360
-QUERIES = ('automobile, footpath', 'greenery, traffic cone')
+QUERIES = ('automobile, traffic cone', 'greenery, footpath')
 PACKAGES = ('numpy', 'onnxruntime', 'opencv-python-headless', 'rclpy', 'sensor-msgs')
 
 
