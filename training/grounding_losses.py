@@ -141,7 +141,12 @@ class GroundingCriterion(nn.Module):
 
     def _regions(self, prediction: Prediction, regions: torch.Tensor, truth: Truth,
                  scale: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Cross-entropy of regions whose concept is known, over the words of the batch."""
+        """
+        Return the cross-entropy of regions whose concept is known, over the words of the batch.
+
+        The mean over concepts of the mean over their regions: a cone on the road weighs as much
+        as the road, which every picture shows.
+        """
         features = prediction.embeddings.text_features.float()
         soft = soft_masks(prediction.mask_logits.float(), tuple(features.shape[-2:]))
         found, targets = [], []
@@ -172,9 +177,11 @@ class GroundingCriterion(nn.Module):
         known = right.any(1)
         if not known.any():
             return regions.sum() * 0
-        logits, right = logits[known], right[known]
+        logits, right, target = logits[known], right[known], target[known]
         best = logits.masked_fill(~right, float('-inf')).logsumexp(1)
-        return (logits.logsumexp(1) - best).mean()
+        counts = torch.bincount(target, minlength=self.names.shape[1])
+        weights = 1 / counts[target] / (counts > 0).sum()
+        return (weights * (logits.logsumexp(1) - best)).sum()
 
 
 def _masks(concepts: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

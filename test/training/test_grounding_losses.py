@@ -156,7 +156,11 @@ def test_a_part_of_a_batch_has_its_share():
 
 
 def region_loss(words, known, predicted, spared):
-    """Compute the region loss anew: one row a mask of the label, or a pure proposal."""
+    """
+    Compute the region loss anew: one row a mask of the label, or a pure proposal.
+
+    The mean over concepts of the mean over their rows.
+    """
     table, negatives = word_rows()
     every = torch.cat((table, negatives))
     asked = sorted({word for row in words for word in row}) + [5, 6, 7]
@@ -178,15 +182,18 @@ def region_loss(words, known, predicted, spared):
             best = max(inside, key=inside.get)
             if inside[best] > 0.6 and mask.sum() > 1:
                 rows.append((best, predicted.embeddings.regions[b, query].detach().numpy()))
-    costs = []
+    costs = {}
     for concept, z in rows:
         logits = {word: SCALE * float(z @ every[word].numpy()) for word in asked
                   if word not in spared[concept]}
         right = [word for word in logits if word < 5 and NAMES[word, concept]]
         if right:
             total = sum(math.exp(value) for value in logits.values())
-            costs.append(-math.log(sum(math.exp(logits[word]) for word in right) / total))
-    return np.mean(costs), len(rows)
+            costs.setdefault(concept, []).append(
+                -math.log(sum(math.exp(logits[word]) for word in right) / total))
+    # Unless concepts have different numbers of rows, weighing them alike changes nothing.
+    assert len(costs) == 1 or len({len(values) for values in costs.values()}) > 1
+    return np.mean([np.mean(values) for values in costs.values()]), len(rows)
 
 
 def test_region_loss_is_cross_entropy_over_the_words_of_the_batch_and_absent_ones():

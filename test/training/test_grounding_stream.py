@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
-from owseg_ros.scene import Hazard, HAZARD_KINDS, SceneFrame
+from owseg_ros.scene import Hazard, HAZARD_KINDS, HazardEvent, SceneFrame
 from owseg_training.config import DataConfig, GroundingConfig
 from owseg_training.data import grounding_stream
 from owseg_training.data.cutouts import CutoutFolder
@@ -155,7 +155,12 @@ def test_pasted_objects_have_their_own_ids_and_words(root):
 def street(labels, hazards):
     """Return what stands for a street, one frame of which is always the same."""
     frame = SceneFrame(np.zeros((*labels.shape, 3), np.uint8), labels, tuple(hazards))
-    return SimpleNamespace(render=lambda index: frame)
+    event = HazardEvent('cone', 7, 7)
+
+    def render(index):
+        assert index == 7, 'a frame without a hazard'
+        return frame
+    return SimpleNamespace(render=render, hazard_times=lambda cycles: (event,) * cycles)
 
 
 def test_hazards_of_the_street_have_their_own_ids_the_nearer_one_in_front(root, monkeypatch):

@@ -36,6 +36,7 @@ MAX_WORDS = 24
 _SEEN = 1e-3
 # Making a street takes most of a second and some 25 MB; its frames are cheap.
 _STREETS = 8
+_CYCLES = 10
 
 
 class Truth(NamedTuple):
@@ -116,7 +117,10 @@ class GroundingStream(ClosedSetStream):
         return image, label
 
     def _street(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        frame = _scene(int(rng.integers(_STREETS))).render(int(rng.integers(3000)))
+        scene = _scene(int(rng.integers(_STREETS)))
+        events = scene.hazard_times(_CYCLES)
+        event = events[rng.integers(len(events))]
+        frame = scene.render(int(rng.integers(event.first_index, event.last_index + 1)))
         label = self.data_set.map_label(frame.labels).copy()
         # Nearer hazards have later boxes' pixels only where they are seen.
         for hazard in sorted(frame.hazards, key=lambda hazard: -hazard.distance_m):
