@@ -187,12 +187,18 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
         f'{os.environ["ROS_DOMAIN_ID"]}')
     log_path = options.out / 'nodes.log'
     with log_path.open('wb') as log:
-        nodes = subprocess.Popen(_command(options, fps, bundle), stdout=log, stderr=log)
+        started: list[subprocess.Popen] = []
+
+        def start() -> subprocess.Popen:
+            started.append(subprocess.Popen(
+                _command(options, fps, bundle), stdout=log, stderr=log))
+            return started[0]
         try:
             recording, recorder = _record(
-                options, bundle, fps, queries, nodes, log_path, progress, recording_node)
+                options, bundle, fps, queries, start, log_path, progress, recording_node)
         finally:
-            _stop(nodes)
+            for nodes in started:
+                _stop(nodes)
     say(f'{recording.frames} frames recorded; comparing and drawing')
     truth = None
     if options.source.startswith('scene'):
@@ -240,8 +246,8 @@ def _command(options: DemoOptions, fps: float, bundle: Bundle) -> list[str]:
 
 
 def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueries | None,
-            nodes: subprocess.Popen, log_path: Path, progress: Callable[[float, str], None],
-            recording_node: Any) -> tuple[Recording, Any]:
+            start_nodes: Callable[[], subprocess.Popen], log_path: Path,
+            progress: Callable[[float, str], None], recording_node: Any) -> tuple[Recording, Any]:
     maps = recording_node.MAPS
     recording = Recording(ages={topic: [] for topic in maps})
     # A faster camera is thinned out by the network; the video should not play faster than life.
@@ -292,6 +298,8 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
                 received, words=queries is not None,
                 on_answer=lambda answer: queries.answered(answer, recorder.seconds()),
         ) as (recorder, spin_once):
+            # Whoever listens is there first: a short clip is over soon.
+            nodes = start_nodes()
             while recording.last - recording.first < options.seconds:
                 spin_once(0.1)
                 type_query()

@@ -443,10 +443,11 @@ _STARTED_FROM = ('MobileNetV2 1.0 trained on ImageNet, ONNX Model Zoo mobilenetv
 _CONVERTED = 'a checkpoint from outside (owseg-train convert); see its own source'
 
 
-def _score(stages: Sequence[model_card.Stage]) -> str:
+def _score(config: Config, stages: Sequence[model_card.Stage]) -> str:
     """Name the score that the network is read with: its loss's, where the readout has it."""
-    outliers = model_card.outlier_stage(stages)
-    wanted = score_of(outliers.config.outliers.loss) if outliers else 'rba'
+    configs = [config, *(stage.config for stage in stages)]
+    outliers = next((found.outliers for found in configs if found.stage == 'outliers'), None)
+    wanted = score_of(outliers.loss) if outliers else 'rba'
     return wanted if wanted in SCORES else 'rba'
 
 
@@ -485,7 +486,7 @@ def _manifest(network: MaskClassifier, config: Config, classes: Sequence[ClassSp
             'outputs': {**{name: name for name in ExportedNetwork(network).outputs},
                         **({} if network.region_head else {'region_embeddings': None})},
         },
-        'anomaly': {'score': _score(stages), 'threshold': 0.5,
+        'anomaly': {'score': _score(config, stages), 'threshold': 0.5,
                     'operating_point': 'not calibrated yet', 'min_area': 64,
                     # Published scores are read as they were published.
                     'objects': ours,

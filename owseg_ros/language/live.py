@@ -198,8 +198,7 @@ class LiveQueries:
 
     def configure(self, setup: LanguageSetup, message: str = '') -> None:
         """Begin anew with a setup and, where it is not empty, a message."""
-        self._begin(setup, OPENING if setup.language is not None else UNAVAILABLE,
-                    message or None)
+        self._begin(setup, OPENING, message or None)
 
     def release(self) -> None:
         """Forget the setup and the queries."""

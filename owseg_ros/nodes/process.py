@@ -75,6 +75,11 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
         code = 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:
+        # rclpy's RCLError, where a signal shuts the context down while the executor sets out to
+        # wait in it: that is the end which was asked for.
+        if rclpy.ok():
+            raise
     finally:
         starting = False
         for node in nodes:

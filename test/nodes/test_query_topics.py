@@ -679,5 +679,6 @@ def test_an_encoder_that_cannot_be_opened_is_tried_again(ros, words, monkeypatch
     node = Asking(ros, {'model': str(words.path)}, open_encoder)
     assert node.ask('green')['state'] == 'unavailable'
     there.append(True)
-    assert node.ask('green')['active'] == ['green']
+    node.publish('green')
+    assert node.status(lambda status: status['active'])['active'] == ['green']
     node.diagnosis(lambda status: status.level == DiagnosticStatus.OK)
