@@ -109,7 +109,7 @@ def test_demo_types_queries_and_shows_what_they_find(tmp_path, monkeypatch):
     bundle = make_tiny_bundle(tmp_path / 'model', encoder=OnnxTextEncoder(folder))
     out = tmp_path / 'out'
     report = run_demo(DemoOptions(
-        source=clip(tmp_path / 'images', 40), out=out, model=bundle.path, seconds=30, rate=8,
+        source=clip(tmp_path / 'images', 100), out=out, model=bundle.path, seconds=30, rate=8,
         queries=('red', 'blue, red')), say=lambda line: None)
     assert report['no_queries'] == ''
     first, second = report['queries']
