@@ -56,6 +56,13 @@ from std_msgs.msg import Header
 RETRY_SECONDS = 3.0
 """A source that cannot be opened is tried again after this time (a webcam may be plugged in)."""
 
+SETTLE_SECONDS = 3.5
+"""
+How long the first frame is held after the last subscriber came (`wait_for_subscriber`).
+
+Participants of DDS that miss each other's first announcement meet at the next, after 3 s.
+"""
+
 DEFAULT_RATE = 15.0
 """Frames per second of a source that has no rate of its own (images)."""
 
@@ -160,9 +167,7 @@ class CameraNode(Node):
                 source.close()
 
     def _play(self, source: Any) -> None:
-        while not self._interrupted(0.02):
-            if self._listeners() or not self._table['wait_for_subscriber']:
-                break
+        self._await_listeners()
         due = time.monotonic()
         while True:
             rgb = source.read()
@@ -174,6 +179,15 @@ class CameraNode(Node):
             self._publish(rgb, source)
             # After a stall the camera goes on from now and does not catch up.
             due = max(due + self._period(source), time.monotonic() - self._period(source))
+
+    def _await_listeners(self) -> None:
+        """Return once somebody listens and nobody has joined for a while, if that is asked."""
+        listeners, since = 0, time.monotonic()
+        while self._table['wait_for_subscriber'] and not self._interrupted(0.02):
+            if listeners != self._listeners():
+                listeners, since = self._listeners(), time.monotonic()
+            elif listeners and time.monotonic() - since >= SETTLE_SECONDS:
+                break
 
     def _interrupted(self, seconds: float) -> bool:
         return (self._changed.wait(max(0.0, seconds)) or self._stopped

@@ -285,7 +285,8 @@ CAMERA = (
     Spec('shutdown_at_end', False,
          'End the process when the source ends.'),
     Spec('wait_for_subscriber', False,
-         'Hold the first frame until somebody subscribes, so that a short clip is seen whole.'),
+         'Hold the first frame until somebody subscribes and for 3.5 s nobody else does, so '
+         'that a short clip is seen whole.'),
     Spec('width', 0,
          'Width of the image in pixels; 0: that of the source, or as the height asks.',
          limits=(0, 16384)),
