@@ -105,7 +105,7 @@ class OnnxEngine(NetworkEngine):
         self._check_outputs()
 
     def _run(self, names: Sequence[str], batch: np.ndarray) -> list[np.ndarray]:
-        # What is not asked for, and what only that needs, ONNX Runtime does not compute.
+        # ONNX Runtime runs the whole graph all the same; only copies are saved.
         try:
             return self._session.run(list(names), {self.input.name: batch})
         except RUNTIME_ERRORS as error:
