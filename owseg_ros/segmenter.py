@@ -188,6 +188,25 @@ class Segmentation(Maps):
         return value
 
 
+@dataclass(frozen=True, eq=False)
+class NetworkPass:
+    """
+    Frames that the network has seen and that wait to be read out, see Segmenter.run_network.
+
+    frames: in the order of the batch; output: the network's, of these frames and with its times.
+    maps: all that was asked for; queries, namer, taught: as given, None where nothing needs them.
+    embeds: whether regions are compared with texts.
+    """
+
+    frames: tuple[Frame, ...]
+    output: NetworkOutput
+    maps: frozenset[str]
+    queries: Queries
+    namer: Optional[RegionNamer]
+    taught: Optional[PreparedPrototypes]
+    embeds: bool
+
+
 class Segmenter:
     """
     A bundle, the engine that runs its network and the readout of its maps.
@@ -199,7 +218,8 @@ class Segmenter:
 
     Raises BundleError, EngineError, ScoreError where the bundle lacks what its score needs, and
     NoveltyError where the prototypes of its known classes cannot be used.
-    One segmenter serves one thread at a time.
+    One segmenter serves one thread at a time; `segment` is `run_network` and then `read_out`,
+    and these two may run at the same time, each in a thread of its own.
     """
 
     def __init__(self, bundle: Union[Bundle, str, os.PathLike], engine: str = 'onnx',
@@ -261,10 +281,23 @@ class Segmenter:
         steady the anomaly mask over time; stamps: of the frames, seconds. Returns as many
         segmentations, in their order; maps, queries, namer, taught and errors as when called.
         """
+        if not frames:
+            return []
+        return self.read_out(self.run_network(frames, maps, queries, namer, taught),
+                             histories, stamps)
+
+    def run_network(self, frames: Sequence[Image], maps=ALL_MAPS, queries: Queries = None,
+                    namer: Optional[RegionNamer] = None,
+                    taught: Optional[PreparedPrototypes] = None) -> NetworkPass:
+        """
+        Run the network on one or more frames, of any sizes: the first half of `segment`.
+
+        Parameters and errors as for `segment`. The result holds the frames, so their pixels
+        must not change until it is read out.
+        """
         wanted = frozenset((maps,)) if isinstance(maps, str) else frozenset(maps)
         maps = check_maps(wanted - _NO_PICTURES)
-        settings = self.settings
-        frames = [_as_frame(frame) for frame in frames]
+        frames = tuple(_as_frame(frame) for frame in frames)
         late = callable(queries) and bool(maps & QUERY_MAPS)
         asked = self._asked(maps, None if callable(queries) else queries)
         if REGIONS not in wanted:
@@ -276,34 +309,45 @@ class Segmenter:
         if FEATURES in wanted and not self.bundle.outputs['pixel_features']:
             raise NoveltyError(f'{self.bundle.name} has no pixel features: use a bundle whose '
                                'manifest names that output')
-        if not frames:
-            return []
         answers = late or asked is not None
         embeds = namer is not None or answers and bool(self.bundle.outputs['text_features'])
         output = self.engine.infer(frames, region_embeddings=answers, text_features=embeds,
                                    pixel_features=taught is not None or FEATURES in wanted)
-        if late:
-            queries = queries()
-            asked = self._asked(maps, queries)
+        return NetworkPass(frames, output, wanted, queries if maps & QUERY_MAPS else None,
+                           namer, taught, embeds)
+
+    def read_out(self, seen: NetworkPass, histories: Optional[Sequence[MaskHistory]] = None,
+                 stamps: Optional[Sequence[float]] = None) -> list[Segmentation]:
+        """
+        Make maps of what the network said: the second half of `segment`.
+
+        seen: of `run_network` of this segmenter; histories, stamps, result and errors as for
+        `segment`. Frames of a camera must be read out in the order in which they were taken.
+        """
+        wanted, output, taught, namer = seen.maps, seen.output, seen.taught, seen.namer
+        maps = wanted - _NO_PICTURES
+        settings = self.settings
+        queries = seen.queries() if callable(seen.queries) else seen.queries
+        asked = self._asked(maps, queries)
         outliers = output.outlier_probabilities
         made = maps | {'anomaly_score', 'anomaly_mask'} if REGIONS in wanted else maps
         if taught is not None:
             made |= {'anomaly_mask'}
         found = []
         for index, (frame, masks, probabilities) in enumerate(zip(
-                frames, output.mask_logits, output.class_probabilities)):
+                seen.frames, output.mask_logits, output.class_probabilities)):
             size = self.network_size
             if settings.output_size == 'camera':
                 size = (frame.height, frame.width)
             start = time.perf_counter()
-            regions = AnomalousRegions(output.text_features[index]) if embeds else None
+            regions = AnomalousRegions(output.text_features[index]) if seen.embeds else None
             result = self._readout(
                 masks, probabilities, self.network_size, size, settings, made,
                 None if outliers is None else outliers[index], frame.pixels,
                 histories and histories[index], None if stamps is None else stamps[index],
                 None if asked is None else _query_weights(asked, output, index),
                 None if asked is None else asked.thresholds,
-                partial(regions.scores, asked) if asked is not None and embeds else None)
+                partial(regions.scores, asked) if asked is not None and seen.embeds else None)
             components = None
             if REGIONS in wanted or taught is not None:
                 components = (find_regions(result.anomaly_mask) if regions is None
@@ -318,7 +362,7 @@ class Segmenter:
             readout_ms = 1e3 * (time.perf_counter() - start)
             found.append(Segmentation(
                 **{name: getattr(result, name) for name in maps}, regions=named,
-                queries=queries if maps & QUERY_MAPS else None, road_lost=result.road_lost,
+                queries=queries, road_lost=result.road_lost,
                 taught=taught, taught_regions=compared,
                 pixel_features=output.pixel_features[index] if FEATURES in wanted else None,
                 query_version=(None if not maps & QUERY_MAPS

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Frames in, segmentations out, end to end on a real small network."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 import threading
 
@@ -79,6 +80,31 @@ def test_batch_of_cameras_of_different_sizes(segmenter):
         np.testing.assert_array_equal(together.semantic, alone.semantic)
         np.testing.assert_allclose(together.anomaly_score, alone.anomaly_score, atol=1e-5)
     assert segmenter.segment([]) == []
+
+
+def test_a_frame_is_read_out_while_the_network_runs_on_the_next(segmenter):
+    """Each half in a thread of its own gives what one call gives, also with reused buffers."""
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    frames = [paint(96, 64, colors[number % 3], GREY) for number in range(12)]
+    expected = [segmenter(frame) for frame in frames]
+    with ThreadPoolExecutor(1) as readout:
+        seen, found = segmenter.run_network(frames[:1]), []
+        for following in frames[1:]:
+            reading = readout.submit(segmenter.read_out, seen)
+            seen = segmenter.run_network([following])
+            found += reading.result()
+        found += segmenter.read_out(seen)
+    assert seen.output.network_ms == found[-1].network_ms and seen.maps == ALL_MAPS
+    for result, alone in zip(found, expected):
+        for name in ALL_MAPS:
+            np.testing.assert_array_equal(getattr(result, name), getattr(alone, name))
+
+
+def test_the_network_is_not_run_for_what_cannot_be_read_out(segmenter):
+    with pytest.raises(ValueError, match='unknown maps'):
+        segmenter.run_network([paint(96, 64)], {'depth'})
+    with pytest.raises(EngineError, match='at least one frame'):
+        segmenter.run_network([])
 
 
 def test_only_the_maps_asked_for(segmenter):
