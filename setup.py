@@ -119,6 +119,7 @@ setup(
         'numpy>=1.21',
         'onnxruntime>=1.17',
         'opencv-python-headless>=4.5.4',
+        'protobuf>=3.12',
         'PyYAML>=5.4',
         'rich>=10',
         'tokenizers>=0.19',

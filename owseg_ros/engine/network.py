@@ -129,11 +129,14 @@ class NetworkEngine(ABC):
         """
         Run blank frames until buffers and kernels are set up; return ms of the last pass.
 
-        batch: frames in one pass.
+        batch: frames in one pass. The last passes are those of frames without queries.
         """
         blank = Frame(np.full((self.input.height, self.input.width, 3), 128, np.uint8))
+        features = {key: bool(self.bundle.outputs.get(key))
+                    for key in ('pixel_features', 'text_features')}
+        self.infer([blank] * batch, **features)
         for _ in range(_WARM_UP_PASSES):
-            output = self.infer([blank] * batch)
+            output = self.infer([blank] * batch, region_embeddings=False)
         return output.preprocess_ms + output.network_ms
 
     @property

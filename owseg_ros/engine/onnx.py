@@ -26,6 +26,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from owseg_ros.bundle import Bundle
 from owseg_ros.engine.contract import EngineError
 from owseg_ros.engine.network import EMBEDDING_AXES, NetworkEngine
+from owseg_ros.engine.subgraph import subgraph
 
 PROVIDERS = {
     'cpu': 'CPUExecutionProvider',
@@ -40,6 +41,11 @@ _RANKS = {'mask_logits': 4, 'class_logits': 3, 'region_embeddings': 3,
 RUNTIME_ERRORS = (RuntimeError, ValueError, *(
     kind for kind in vars(onnxruntime_pybind11_state).values()
     if isinstance(kind, type) and issubclass(kind, Exception)))
+
+# What only queries and names ask for.
+_EMBEDDINGS = ('region_embeddings', 'frozen_region_embeddings', 'text_features')
+# A second session takes the memory of the weights once more; it must leave out at least as much.
+_WORTH_A_SESSION = 0.05
 
 _LOG_ERRORS_ONLY = 3
 
@@ -79,6 +85,9 @@ class OnnxEngine(NetworkEngine):
         be available; what a GPU provider cannot run falls to the CPU.
     threads: on the CPU; 0 takes one a core that this process may use.
 
+    On the CPU alone, frames without region embeddings and text features run in a second session
+    on the part of the graph that they need, where that is smaller.
+
     Raises EngineError where a provider is not available, the file is no network that ONNX
     Runtime reads, or it does not have the inputs and outputs that the manifest states.
 
@@ -92,7 +101,8 @@ class OnnxEngine(NetworkEngine):
             raise EngineError(f'threads must be 0 (automatic) or more, not {threads}')
         super().__init__(bundle)
         self.threads = threads or physical_cores()
-        self._session = self._open(provider_list(providers))
+        chosen = provider_list(providers)
+        self._session = self._open(bundle.network, chosen)
         active = self._session.get_providers()
         unused = [name for name in providers if PROVIDERS[name] not in active]
         if unused:
@@ -103,19 +113,41 @@ class OnnxEngine(NetworkEngine):
         self.description = f'onnx ({", ".join(PROVIDERS[name] for name in providers)}, {count})'
         self.fixed_batch = self._check_input()
         self._check_outputs()
+        self._without_embeddings = self._open_without_embeddings(chosen)
 
     def _run(self, names: Sequence[str], batch: np.ndarray) -> list[np.ndarray]:
-        # ONNX Runtime runs the whole graph all the same; only copies are saved.
+        session = self._session
+        if self._without_embeddings and not self._embeddings & set(names):
+            session = self._without_embeddings
         try:
-            return self._session.run(list(names), {self.input.name: batch})
+            return session.run(list(names), {self.input.name: batch})
         except RUNTIME_ERRORS as error:
             raise EngineError(
                 f'{self.bundle.name}: the network failed on {self.description}: '
                 f'{one_line(error)}; try another provider, or less work at a time') from error
 
-    def _open(self, providers: list[str]) -> onnxruntime.InferenceSession:
+    @property
+    def _embeddings(self) -> frozenset[str]:
+        return frozenset(filter(None, map(self.bundle.outputs.get, _EMBEDDINGS)))
+
+    def _open_without_embeddings(
+            self, providers: list[str]) -> Optional[onnxruntime.InferenceSession]:
+        """Return a session without the region head, None where it would hardly be smaller."""
+        if providers != [PROVIDERS['cpu']] or not self._embeddings:
+            return None
+        others = set(filter(None, self.bundle.outputs.values())) - self._embeddings
         try:
-            return open_session(self.bundle.network, providers, self.threads)
+            graph, share = subgraph(self.bundle.network.read_bytes(), others)
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                f'{self.bundle.network}: {error}; it changed while it was loaded: load the model '
+                'again') from error
+        return self._open(graph, providers) if share <= 1 - _WORTH_A_SESSION else None
+
+    def _open(self, network: str | os.PathLike | bytes,
+              providers: list[str]) -> onnxruntime.InferenceSession:
+        try:
+            return open_session(network, providers, self.threads)
         except RUNTIME_ERRORS as error:
             raise EngineError(
                 f'{self.bundle.network}: ONNX Runtime {onnxruntime.__version__} cannot load it: '
@@ -165,9 +197,9 @@ class OnnxEngine(NetworkEngine):
                          f'class_logits and the network has {columns[-1]}')
 
 
-def open_session(path: str | os.PathLike, providers: Sequence[str],
+def open_session(network: str | os.PathLike | bytes, providers: Sequence[str],
                  threads: int) -> onnxruntime.InferenceSession:
-    """Open an ONNX file with ONNX Runtime's names of providers; raises RUNTIME_ERRORS."""
+    """Open an ONNX file, or its content, with ONNX Runtime's providers; raises RUNTIME_ERRORS."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
@@ -176,7 +208,8 @@ def open_session(path: str | os.PathLike, providers: Sequence[str],
     # Threads that spin while they wait take the cores from the readout and from other nodes;
     # on a loaded machine spinning doubles the time of a frame.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    return onnxruntime.InferenceSession(os.fspath(path), options, providers=list(providers))
+    source = network if isinstance(network, bytes) else os.fspath(network)
+    return onnxruntime.InferenceSession(source, options, providers=list(providers))
 
 
 def provider_list(names: Sequence[str]) -> list[str]:
