@@ -41,12 +41,8 @@ from typing import Optional, Sequence
 
 import cv2
 import numpy as np
-from owseg_ros.readout.hazard_mask import hazard_mask
-from owseg_ros.readout.maps import (
-    ALL_MAPS, check_maps, Maps, NO_QUERY, QUERY_MAPS, ReadoutSettings, RegionScores, ScoreRegions,
-    UNKNOWN_ID, UNLABELLED_ID)
-from owseg_ros.readout.mask_history import MaskHistory
-from owseg_ros.readout.objects import refine
+from owseg_ros.readout.maps import ALL_MAPS, Maps, NO_QUERY, ReadoutSettings, UNLABELLED_ID
+from owseg_ros.readout.readout import check_shapes, Readout, Task
 from owseg_ros.readout.reference import interpolation_matrix
 from owseg_ros.readout.scores import AnomalyScore
 
@@ -228,7 +224,37 @@ class _Folded:
             self.partial.sums, self.partial.best, self.partial.ids, self.plane)
 
 
-class CpuReadout:
+@dataclass(frozen=True)
+class _CpuPlanes:
+    """See readout.Planes; what it gives by reference lies in the readout's buffers."""
+
+    readout: CpuReadout
+    task: Task
+    query_levels: np.ndarray
+    folded: _Folded
+
+    def ids(self) -> np.ndarray:
+        return self.folded.partial.ids
+
+    def semantic(self) -> np.ndarray:
+        ids = self.folded.partial.ids.copy()
+        if self.task.min_confidence > 0:
+            low = self.folded.partial.best < np.float32(self.task.min_confidence)
+            ids[low] = UNLABELLED_ID
+        return ids
+
+    def confidence(self) -> np.ndarray:
+        return cv2.convertScaleAbs(self.folded.partial.best, alpha=255.0)
+
+    def score(self) -> np.ndarray:
+        return self.folded.finish()
+
+    def queries(self) -> tuple[
+            Optional[np.ndarray], Optional[np.ndarray], Optional[np.ndarray]]:
+        return self.readout.fold_queries(self.query_levels, self.task)
+
+
+class CpuReadout(Readout):
     """
     Turns the network's output into maps; keeps its buffers from one frame to the next.
 
@@ -253,75 +279,16 @@ class CpuReadout:
         self._plans: dict[tuple, _Plan] = {}
         self.exact_fraction = 0.0
 
-    def __call__(self, mask_logits: np.ndarray, probabilities: np.ndarray,
-                 network_size: tuple[int, int], output_size: tuple[int, int],
-                 settings: ReadoutSettings, maps=ALL_MAPS,
-                 outlier: Optional[np.ndarray] = None, image: Optional[np.ndarray] = None,
-                 history: Optional[MaskHistory] = None, stamp: Optional[float] = None,
-                 query_weights: Optional[np.ndarray] = None,
-                 query_thresholds: Optional[np.ndarray] = None,
-                 score_regions: Optional[ScoreRegions] = None) -> Maps:
-        """
-        Return the Maps of one frame, freshly allocated; only those that ``maps`` names.
-
-        mask_logits: float [N, h, w]; probabilities: float [N, K] with K in 1..254, the no-object
-        column dropped; network_size and output_size: (height, width) in pixels; outlier: float
-        [N], probability of the outlier class, where the network has one; image: the frame, for
-        its edges, see objects.refine; history: what the camera's mask reported before, updated
-        by this call, None for a picture by itself; stamp: of the frame, seconds; query_weights:
-        float [N, Q], not negative, and query_thresholds: float [Q], of at most 64 queries, None
-        for none; score_regions: what anomalous regions answer to these, for which the anomaly
-        mask is made although no map shows it. Raises ValueError where shapes disagree,
-        ScoreError where the score needs what is missing. The values must be finite.
-        """
-        maps = check_maps(maps)
-        self._check_shapes(mask_logits, probabilities, network_size, output_size)
-        if not maps:
-            return Maps()
-        size = tuple(output_size)
-        query_maps = maps & QUERY_MAPS
-        if not query_maps or query_weights is None:
-            query_weights, query_thresholds = probabilities[:, :0], probabilities[0, :0]
-        _check_queries(query_weights, query_thresholds, len(mask_logits))
-        if not query_weights.shape[1]:
-            score_regions = None
-        want_ids = 'semantic' in maps
-        want_mask = _want_mask(settings, maps) or score_regions is not None
-        scores = [settings.score] if want_mask or 'anomaly_score' in maps else []
-        want_classes = bool(scores or maps - QUERY_MAPS)
-        levels = self._levels(
-            mask_logits, probabilities if want_classes else probabilities[:, :0], network_size,
-            scores, outlier, query_weights)
-        road_ids = want_mask and settings.road is not None
-        folded = self._fold(levels, size, scores[0] if scores else None, want_ids or road_ids,
-                            want_ids or 'confidence' in maps)
-        first = folded.partial
-        ids = confidence = score = mask = None
-        road_lost = False
-        if scores:
-            score = folded.finish()
-            if settings.objects is not None:
-                score = refine(score, mask_logits, probabilities, image, settings.objects)
-        if want_mask:
-            mask, road_lost = hazard_mask(
-                score, first.ids if road_ids else None, settings.hazard(network_size, size),
-                MaskHistory() if history is None else history, stamp)
-        if want_ids:
-            ids = first.ids.copy()
-            if settings.min_confidence > 0:
-                ids[first.best < np.float32(settings.min_confidence)] = UNLABELLED_ID
-            if settings.mark_unknown:
-                ids[mask != 0] = UNKNOWN_ID
-        if 'confidence' in maps:
-            confidence = cv2.convertScaleAbs(first.best, alpha=255.0)
-        regions = score_regions(mask) if score_regions is not None else ()
-        # Last, because it reuses the buffers of the fold.
-        query_mask, query_score = self._query_maps(
-            levels.queries, query_thresholds, size, query_maps, regions)
-        return Maps(semantic=ids, confidence=confidence,
-                    anomaly_score=score if 'anomaly_score' in maps else None,
-                    anomaly_mask=mask if 'anomaly_mask' in maps else None, road_lost=road_lost,
-                    query_mask=query_mask, query_score=query_score)
+    def _planes(self, task: Task) -> _CpuPlanes:
+        want_best = task.semantic or task.confidence
+        scores = [task.score] if task.score is not None else []
+        probabilities = task.probabilities
+        if not (scores or want_best):
+            probabilities = probabilities[:, :0]
+        levels = self._levels(task.mask_logits, probabilities, task.network_size, scores,
+                              task.outlier, task.query_weights)
+        return _CpuPlanes(self, task, levels.queries, self._fold(
+            levels, task.output_size, task.score, task.semantic or task.ids, want_best))
 
     def anomaly_scores(self, mask_logits: np.ndarray, probabilities: np.ndarray,
                        network_size: tuple[int, int], output_size: tuple[int, int],
@@ -332,7 +299,7 @@ class CpuReadout:
 
         The masks are evaluated once, whatever the number of scores.
         """
-        self._check_shapes(mask_logits, probabilities, network_size, output_size)
+        check_shapes(mask_logits, probabilities, network_size, output_size)
         levels = self._levels(mask_logits, probabilities, network_size, scores, outlier)
         return {score.name: self._fold(levels, tuple(output_size), score).finish()
                 for score in scores}
@@ -340,24 +307,8 @@ class CpuReadout:
     def scores(self, mask_logits: np.ndarray, probabilities: np.ndarray,
                network_size: tuple[int, int]) -> np.ndarray:
         """Return L, float32 [K, H, W] at network size: a view that the next call overwrites."""
-        self._check_shapes(mask_logits, probabilities, network_size, network_size)
+        check_shapes(mask_logits, probabilities, network_size, network_size)
         return self._levels(mask_logits, probabilities, network_size, (), None).classes
-
-    @staticmethod
-    def _check_shapes(mask_logits, probabilities, network_size, output_size) -> None:
-        if mask_logits.ndim != 3 or probabilities.ndim != 2:
-            raise ValueError(
-                'expected mask logits [N, h, w] and class probabilities [N, K], not '
-                f'{mask_logits.shape} and {probabilities.shape}')
-        if mask_logits.shape[0] != probabilities.shape[0] or 0 in mask_logits.shape:
-            raise ValueError(
-                f'mask logits {mask_logits.shape} and class probabilities '
-                f'{probabilities.shape} must agree in their number of queries')
-        if not 1 <= probabilities.shape[1] <= UNKNOWN_ID:
-            raise ValueError(
-                f'a map holds 1 to {UNKNOWN_ID} classes, not {probabilities.shape[1]}')
-        if min(*network_size, *output_size) < 1:
-            raise ValueError(f'sizes must be positive: {network_size}, {output_size}')
 
     def _levels(self, mask_logits, probabilities, network_size, scores,
                 outlier: Optional[np.ndarray],
@@ -507,14 +458,14 @@ class CpuReadout:
             plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
         return _Folded(first, plane, score)
 
-    def _query_maps(self, levels: np.ndarray, thresholds: np.ndarray, size: tuple[int, int],
-                    maps: frozenset, regions: Sequence[RegionScores] = (),
-                    ) -> tuple[Optional[np.ndarray], Optional[np.ndarray]]:
-        """Return query_mask and query_score at output size from L of the queries [Q, H, W]."""
-        mask = np.full(size, NO_QUERY, np.uint8) if 'query_mask' in maps else None
-        score = np.zeros(size, np.float32) if 'query_score' in maps else None
+    def fold_queries(self, levels: np.ndarray, task: Task) -> tuple[
+            Optional[np.ndarray], Optional[np.ndarray], Optional[np.ndarray]]:
+        """Return what Planes.queries does, from L of the queries [Q, H, W] at network size."""
+        size, thresholds = task.output_size, task.query_thresholds
+        mask = np.full(size, NO_QUERY, np.uint8) if task.query_mask else None
+        score = np.zeros(size, np.float32) if task.query_score else None
         if not len(levels):
-            return mask, score
+            return mask, score, None
 
         def fold(worker, queries):
             return self._fold_queries(self._scratch[worker], levels, thresholds, size, queries,
@@ -531,16 +482,7 @@ class CpuReadout:
                 np.maximum(score, highest, out=score)
         if score is not None:
             np.minimum(score, 1, out=score)
-        for region in regions:
-            reaching = np.flatnonzero(region.scores >= thresholds)
-            if mask is not None and len(reaching):
-                q = reaching[region.scores[reaching].argmax()]
-                better = region.inside & (winning[region.window] < region.scores[q])
-                mask[region.window][better] = q
-            if score is not None:
-                np.maximum(score[region.window], region.scores.max(), where=region.inside,
-                           out=score[region.window])
-        return mask, score
+        return mask, score, winning
 
     @staticmethod
     def _fold_queries(scratch: _Scratch, levels, thresholds, size: tuple[int, int], queries,
@@ -608,17 +550,6 @@ class CpuReadout:
             if sums:
                 score.add(level, sums, spare)
         return _Partial(best, ids, sums)
-
-
-def _check_queries(weights: np.ndarray, thresholds: np.ndarray, count: int) -> None:
-    if np.ndim(weights) != 2 or len(weights) != count or np.shape(
-            thresholds) != weights.shape[1:] or weights.shape[1] >= NO_QUERY:
-        raise ValueError(f'expected query weights [{count}, Q] and thresholds [Q], not '
-                         f'{np.shape(weights)} and {np.shape(thresholds)}')
-
-
-def _want_mask(settings: ReadoutSettings, maps: frozenset) -> bool:
-    return 'anomaly_mask' in maps or ('semantic' in maps and settings.mark_unknown)
 
 
 _LOCAL = threading.local()
