@@ -40,6 +40,7 @@ QUERY_MAPS = frozenset({'query_mask', 'query_score'})
 NO_QUERY = 255
 
 OUTPUT_SIZES = ('camera', 'network')
+STRIDES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class ReadoutSettings:
     min_confidence: write 255 into the semantic map where max_k L_k is below it (0 keeps all).
     output_size: 'camera' for maps of the size of the frame, 'network' for the network's input
         size.
+    stride: 1 evaluates the masks at each pixel of the network's input; 2 or 4 at each second or
+        fourth one across and down, from where the class scores are interpolated: faster, and
+        blunter along the edges (docs/benchmarks.md has the error).
     """
 
     anomaly_threshold: float
@@ -73,6 +77,7 @@ class ReadoutSettings:
     confirm_frames: int = 1
     hold_frames: int = 0
     road: Optional[RoadSettings] = None
+    stride: int = 1
 
     def __post_init__(self):
         if not np.isfinite(self.anomaly_threshold):
@@ -85,6 +90,8 @@ class ReadoutSettings:
         if self.output_size not in OUTPUT_SIZES:
             raise ValueError(
                 f"output_size must be 'camera' or 'network', not {self.output_size!r}")
+        if self.stride not in STRIDES:
+            raise ValueError(f'stride must be 1, 2 or 4, not {self.stride!r}')
         # Checks the values that it is made of.
         self.hazard((1, 1), (1, 1))
 
@@ -95,6 +102,10 @@ class ReadoutSettings:
             HysteresisSettings(self.anomaly_threshold, self.hysteresis, self.confirm_frames,
                                self.hold_frames),
             self.scaled_min_area(network_size, output_size), self.road)
+
+    def evaluation_size(self, network_size: tuple[int, int]) -> tuple[int, int]:
+        """Return at which size masks become class scores; sizes are (height, width)."""
+        return tuple(-(-side // self.stride) for side in network_size)
 
     def scaled_min_area(self, network_size: tuple[int, int], output_size: tuple[int, int]) -> int:
         """Return min_area in pixels of an [H, W] output; sizes are (height, width)."""

@@ -47,7 +47,7 @@ import numpy as np
 # The weight of a pixel's own score where no mask claims it: below that of a weak claim.
 _REST = 0.03
 # Masks are opened in slices, so that their sigmoids need this many floats at most.
-_SLICE = 1 << 22
+_SLICE = 1 << 20
 
 
 @dataclass(frozen=True)

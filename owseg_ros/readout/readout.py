@@ -40,8 +40,9 @@ class Task:
     """
     What the pixels of one frame are asked for.
 
-    mask_logits: float [N, h, w]; probabilities: float [N, K]; sizes are (height, width);
-    outlier: float [N] or None; query_weights: float [N, Q], query_thresholds: float [Q].
+    mask_logits: float [N, h, w]; probabilities: float [N, K]; sizes are (height, width), that of
+    the network divided by the stride of the settings; outlier: float [N] or None; query_weights:
+    float [N, Q], query_thresholds: float [Q].
     score: the anomaly score to compute, None for none; min_confidence: see ReadoutSettings.
     semantic, confidence, query_mask, query_score: whether these maps are wanted; ids: whether
     argmax_k L_k is, as it is; winning: whether the score of the query in query_mask is.
@@ -68,7 +69,8 @@ class Planes(Protocol):
     """
     The pixels of one frame, of the output's size; what the task does not ask for is not there.
 
-    Everything but `ids` is the caller's to change. `queries` comes last: it may overwrite `ids`.
+    Everything but `ids` is the caller's to change, but may be the same array: only when `ids` is
+    of no use any more. `queries` comes last: it may overwrite `ids`.
     """
 
     def ids(self) -> np.ndarray:
@@ -129,9 +131,9 @@ class Readout(ABC):
         want_mask = ('anomaly_mask' in maps or score_regions is not None
                      or 'semantic' in maps and settings.mark_unknown)
         planes = self._planes(Task(
-            mask_logits=mask_logits, probabilities=probabilities, network_size=network_size,
-            output_size=tuple(output_size), outlier=outlier, query_weights=query_weights,
-            query_thresholds=query_thresholds,
+            mask_logits=mask_logits, probabilities=probabilities,
+            network_size=settings.evaluation_size(network_size), output_size=tuple(output_size),
+            outlier=outlier, query_weights=query_weights, query_thresholds=query_thresholds,
             score=settings.score if want_mask or 'anomaly_score' in maps else None,
             min_confidence=settings.min_confidence, semantic='semantic' in maps,
             confidence='confidence' in maps, ids=want_mask and settings.road is not None,

@@ -255,8 +255,9 @@ def read_out(mask_logits: np.ndarray, probabilities: np.ndarray, network_size: t
              settings.hold_frames, settings.road)
     if plain != (None, 0, 1, 0, None):
         raise ValueError('the reference has no objects, hysteresis or road')
-    scores = class_scores(mask_logits, probabilities, network_size, output_size)
-    score = anomaly_score(settings.score.name, mask_logits, probabilities, network_size,
+    size = settings.evaluation_size(network_size)
+    scores = class_scores(mask_logits, probabilities, size, output_size)
+    score = anomaly_score(settings.score.name, mask_logits, probabilities, size,
                           output_size, getattr(settings.score, 'statistics', None), outlier)
     mask = clean_mask(score >= settings.anomaly_threshold,
                       settings.scaled_min_area(network_size, output_size))
@@ -268,7 +269,7 @@ def read_out(mask_logits: np.ndarray, probabilities: np.ndarray, network_size: t
              'anomaly_score': score.astype(np.float32), 'anomaly_mask': mask}
     if query_weights is None:
         query_weights, query_thresholds = probabilities[:, :0], np.empty(0)
-    scores = class_scores(mask_logits, query_weights, network_size, output_size)
+    scores = class_scores(mask_logits, query_weights, size, output_size)
     for region in score_regions(mask) if score_regions and len(scores) else ():
         inside = np.zeros(mask.shape, bool)
         inside[region.window] = region.inside
