@@ -79,6 +79,7 @@ from owseg_ros.language.naming import NamedRegion, RegionNamer, UNKNOWN
 from owseg_ros.language.regions import AnomalousRegions, find_regions, Region
 from owseg_ros.language.scores import LanguageError, PreparedQueries
 from owseg_ros.novelty.arrays import NoveltyError
+from owseg_ros.novelty.frames import TeachableFrame
 from owseg_ros.novelty.match import check_space, PreparedPrototypes
 from owseg_ros.novelty.metric_head import MetricHead, novelty_of
 from owseg_ros.novelty.readout import paint, TaughtReadout, TaughtRegion
@@ -89,11 +90,14 @@ from owseg_ros.readout import (
 
 Image = Union[np.ndarray, Frame]
 Queries = Union[PreparedQueries, Callable[[], Optional[PreparedQueries]], None]
+Taught = Union[PreparedPrototypes, Callable[[], Optional[PreparedPrototypes]], None]
 
-# Asked for like maps; the results are no pictures but a tuple of NamedRegion and features.
+# Asked for like maps; the results are no pictures but a tuple of NamedRegion, features and a
+# TeachableFrame.
 REGIONS = 'regions'
 FEATURES = 'pixel_features'
-_NO_PICTURES = frozenset({REGIONS, FEATURES})
+TEACHABLE = 'teachable'
+_NO_PICTURES = frozenset({REGIONS, FEATURES, TEACHABLE})
 
 
 def readout_settings(bundle: Bundle, score: Optional[str] = None,
@@ -138,8 +142,8 @@ class Segmentation(Maps):
     regions: the anomalous regions, the largest first; None where not asked for.
     queries: the set that the query maps answer; None without one, or without these maps.
     taught: the taught classes that the frame was compared with, None without; taught_regions:
-    what was compared, see novelty.TaughtReadout.find. pixel_features: float32 [C, h, w]; None
-    where not asked for.
+    what was compared, see novelty.TaughtReadout.find. pixel_features: float32 [C, h, w];
+    teachable: what a region of the frame can be taught from; None where not asked for.
     preprocess_ms, network_ms: of the batch that the frame was in; readout_ms: of this frame.
     """
 
@@ -152,6 +156,7 @@ class Segmentation(Maps):
     taught: Optional[PreparedPrototypes] = None
     taught_regions: tuple[TaughtRegion, ...] = ()
     pixel_features: Optional[np.ndarray] = None
+    teachable: Optional[TeachableFrame] = None
     preprocess_ms: float = 0.0
     network_ms: float = 0.0
     readout_ms: float = 0.0
@@ -203,7 +208,7 @@ class NetworkPass:
     maps: frozenset[str]
     queries: Queries
     namer: Optional[RegionNamer]
-    taught: Optional[PreparedPrototypes]
+    taught: Taught
     embeds: bool
 
 
@@ -249,19 +254,21 @@ class Segmenter:
     def __call__(self, frame: Image, maps=ALL_MAPS,
                  queries: Queries = None,
                  namer: Optional[RegionNamer] = None,
-                 taught: Optional[PreparedPrototypes] = None) -> Segmentation:
+                 taught: Taught = None) -> Segmentation:
         """
         Segment one frame: uint8 [H, W, 3] RGB, or a Frame.
 
-        maps: names of the maps to compute, see ALL_MAPS, QUERY_MAPS, REGIONS and FEATURES; the
-        others are None. queries: what the query maps answer, prepared for this bundle; None for
-        nothing. A function that returns them is called when the network has run, so that what is
-        asked for meanwhile is answered by this very frame. Where the network has text features,
-        anomalous regions answer them too (language.regions). namer: of the regions; None leaves
-        them unknown. taught: classes that regions are compared with (novelty.prepare), also where
-        there are none yet; they have their ids in the semantic map and their names among the
-        regions, before those of the namer, and anomalous pixels of none of them are 254 in the
-        semantic map whatever the settings. None compares nothing.
+        maps: names of the maps to compute, see ALL_MAPS, QUERY_MAPS, REGIONS, FEATURES and
+        TEACHABLE; the others are None. queries: what the query maps answer, prepared for this
+        bundle; None for nothing. A function that returns them is called when the network has
+        run, so that what is asked for meanwhile is answered by this very frame. Where the
+        network has text features, anomalous regions answer them too (language.regions). namer:
+        of the regions; None leaves them unknown. taught: classes that regions are compared with
+        (novelty.prepare), also where there are none yet; they have their ids in the semantic map
+        and their names among the regions, before those of the namer, and anomalous pixels of
+        none of them are 254 in the semantic map whatever the settings. None compares nothing; a
+        function that returns them is called when the network has run, where the bundle has a
+        metric head.
         Raises FrameError where the array is no such image, EngineError where the network fails,
         LanguageError and NoveltyError where the bundle cannot answer queries, name regions or be
         taught, or not with these.
@@ -273,7 +280,7 @@ class Segmenter:
                 stamps: Optional[Sequence[float]] = None,
                 queries: Queries = None,
                 namer: Optional[RegionNamer] = None,
-                taught: Optional[PreparedPrototypes] = None) -> list[Segmentation]:
+                taught: Taught = None) -> list[Segmentation]:
         """
         Segment several frames, of any sizes, in one pass of the network.
 
@@ -288,7 +295,7 @@ class Segmenter:
 
     def run_network(self, frames: Sequence[Image], maps=ALL_MAPS, queries: Queries = None,
                     namer: Optional[RegionNamer] = None,
-                    taught: Optional[PreparedPrototypes] = None) -> NetworkPass:
+                    taught: Taught = None) -> NetworkPass:
         """
         Run the network on one or more frames, of any sizes: the first half of `segment`.
 
@@ -304,15 +311,20 @@ class Segmenter:
             namer = None
         elif namer is not None:
             self._check_namer(namer)
-        if taught is not None:
-            check_space(taught.space, self.bundle)
+        if not callable(taught):
+            self._check_taught(taught)
+        elif self.bundle.novelty is None:
+            taught = None
+        if TEACHABLE in wanted:
+            novelty_of(self.bundle)
         if FEATURES in wanted and not self.bundle.outputs['pixel_features']:
             raise NoveltyError(f'{self.bundle.name} has no pixel features: use a bundle whose '
                                'manifest names that output')
         answers = late or asked is not None
         embeds = namer is not None or answers and bool(self.bundle.outputs['text_features'])
         output = self.engine.infer(frames, region_embeddings=answers, text_features=embeds,
-                                   pixel_features=taught is not None or FEATURES in wanted)
+                                   pixel_features=taught is not None or bool(
+                                       wanted & {FEATURES, TEACHABLE}))
         return NetworkPass(frames, output, wanted, queries if maps & QUERY_MAPS else None,
                            namer, taught, embeds)
 
@@ -324,14 +336,18 @@ class Segmenter:
         seen: of `run_network` of this segmenter; histories, stamps, result and errors as for
         `segment`. Frames of a camera must be read out in the order in which they were taken.
         """
-        wanted, output, taught, namer = seen.maps, seen.output, seen.taught, seen.namer
+        wanted, output, namer = seen.maps, seen.output, seen.namer
         maps = wanted - _NO_PICTURES
         settings = self.settings
         queries = seen.queries() if callable(seen.queries) else seen.queries
         asked = self._asked(maps, queries)
+        taught = seen.taught
+        if callable(taught):
+            taught = taught()
+            self._check_taught(taught)
         outliers = output.outlier_probabilities
         made = maps | {'anomaly_score', 'anomaly_mask'} if REGIONS in wanted else maps
-        if taught is not None:
+        if taught is not None or TEACHABLE in wanted:
             made |= {'anomaly_mask'}
         found = []
         for index, (frame, masks, probabilities) in enumerate(zip(
@@ -349,7 +365,7 @@ class Segmenter:
                 None if asked is None else asked.thresholds,
                 partial(regions.scores, asked) if asked is not None and seen.embeds else None)
             components = None
-            if REGIONS in wanted or taught is not None:
+            if wanted & {REGIONS, TEACHABLE} or taught is not None:
                 components = (find_regions(result.anomaly_mask) if regions is None
                               else regions.find(result.anomaly_mask)[0])
             compared: tuple[TaughtRegion, ...] = ()
@@ -365,6 +381,10 @@ class Segmenter:
                 queries=queries, road_lost=result.road_lost,
                 taught=taught, taught_regions=compared,
                 pixel_features=output.pixel_features[index] if FEATURES in wanted else None,
+                teachable=None if TEACHABLE not in wanted else TeachableFrame.of(
+                    (frame.height, frame.width), size, components,
+                    1 - output.no_object_probabilities[index], masks,
+                    output.pixel_features[index]),
                 query_version=(None if not maps & QUERY_MAPS
                                else 0 if queries is None else queries.version),
                 classes=self.bundle.classes,
@@ -412,6 +432,10 @@ class Segmenter:
         if namer.language != self.bundle.language:
             raise LanguageError(f'this namer was made for another model than {self.bundle.name}: '
                                 'make one with the language section of this one')
+
+    def _check_taught(self, taught: Optional[PreparedPrototypes]) -> None:
+        if taught is not None:
+            check_space(taught.space, self.bundle)
 
     def close(self) -> None:
         """End what the engine does in the background, such as a build that goes on."""

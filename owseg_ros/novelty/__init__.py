@@ -16,15 +16,19 @@ Classes that are taught by example: regions compared with a few shots (RAML, sec
 
 ``region_features`` pools the network's pixel features, a ``MetricHead`` embeds them, a
 ``PrototypeBook`` holds what was taught, ``prepare`` makes it ready for a model, and
-``TaughtReadout`` writes it into the masks.
+``TaughtReadout`` writes it into the masks. ``LiveTeaching`` does all that while frames go on, from
+messages that point at something in one of the ``RecentFrames``.
 """
 
 from owseg_ros.novelty.arrays import NoveltyError
+from owseg_ros.novelty.frames import RecentFrames, TeachableFrame
+from owseg_ros.novelty.live import LiveTeaching, TeachingSetup
 from owseg_ros.novelty.match import prepare, PreparedPrototypes
 from owseg_ros.novelty.metric_head import MetricHead
 from owseg_ros.novelty.prototypes import PrototypeBook, PrototypeSet, Shot, TaughtClass
 from owseg_ros.novelty.readout import TaughtReadout, TaughtRegion
 
 __all__ = [
-    'MetricHead', 'NoveltyError', 'prepare', 'PreparedPrototypes', 'PrototypeBook',
-    'PrototypeSet', 'Shot', 'TaughtClass', 'TaughtReadout', 'TaughtRegion']
+    'LiveTeaching', 'MetricHead', 'NoveltyError', 'prepare', 'PreparedPrototypes',
+    'PrototypeBook', 'PrototypeSet', 'RecentFrames', 'Shot', 'TaughtClass', 'TaughtReadout',
+    'TaughtRegion', 'TeachableFrame', 'TeachingSetup']

@@ -254,6 +254,10 @@ class PrototypeBook:
                                'is: make room, or save to another file') from error
         return active
 
+    def check(self, path: str | os.PathLike) -> None:
+        """Raise NoveltyError where a file could not be loaded; see load."""
+        self._build(0, self._read(path))
+
     def load(self, path: str | os.PathLike) -> PrototypeSet:
         """
         Replace the live set by that of a file; return the new set.
