@@ -63,6 +63,10 @@ ARGUMENTS = (
         description='What to ask for in words from the start, as on the topic query: a comma list '
                     'or JSON.'),
     DeclareLaunchArgument(
+        'prototypes', default_value='',
+        description='File of classes that the model was taught by example; empty: as in '
+                    'params_file.'),
+    DeclareLaunchArgument(
         'autostart', default_value='true', choices=['true', 'false'],
         description='Configure and activate perception; false leaves it to a lifecycle manager.'),
     DeclareLaunchArgument(
@@ -133,6 +137,8 @@ def start(context: LaunchContext) -> list:
     if given['queries']:
         # A text, also where it reads like YAML.
         parameters['queries'] = ParameterValue(given['queries'], value_type=str)
+    if given['prototypes']:
+        parameters['prototypes'] = ParameterValue(given['prototypes'], value_type=str)
     if given['camera']:
         parameters['source'] = given['camera']
     remappings = []

@@ -25,6 +25,8 @@ from owseg_ros.bundle import UNLABELLED_COLOR
 from owseg_ros.bundle import UNLABELLED_ID
 from owseg_ros.language.naming import NamedRegion
 from owseg_ros.language.scores import PreparedQueries
+from owseg_ros.novelty.live import class_table
+from owseg_ros.novelty.match import PreparedPrototypes
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.operating_point import OperatingPointError
 from owseg_ros.readout.maps import ReadoutSettings
@@ -34,16 +36,23 @@ from owseg_ros.render import distinct_colors
 UNKNOWN_NAME, UNLABELLED_NAME = 'unknown object', 'unlabelled'
 
 
-def label_table(bundle: Bundle) -> list[dict[str, Any]]:
+def label_table(bundle: Bundle,
+                taught: PreparedPrototypes | None = None) -> list[dict[str, Any]]:
     """
     Return id, name, kind and RGB colour of every value that `semantic/mask` may hold.
 
-    The kind is `known` for a class of the model, `unknown` for an object that is none of them,
-    and `unlabelled`.
+    The kind is `known` for a class of the model, `taught` for one that was taught by example,
+    `unknown` for an object that is none of them, and `unlabelled`.
+
+    :param taught: the live set; None where nothing is taught.
     """
     known = [
         {'id': info.id, 'name': info.name, 'kind': 'known', 'color': list(info.color)}
         for info in bundle.classes]
+    known += [
+        {'id': entry['id'], 'name': entry['name'], 'kind': 'taught', 'color': entry['color'],
+         'shots': entry['shots'], 'threshold': entry['threshold']}
+        for entry in class_table(taught)]
     return known + [
         {'id': UNKNOWN_ID, 'name': UNKNOWN_NAME, 'kind': 'unknown',
          'color': list(UNKNOWN_COLOR)},
@@ -51,8 +60,13 @@ def label_table(bundle: Bundle) -> list[dict[str, Any]]:
          'color': list(UNLABELLED_COLOR)}]
 
 
-def label_json(bundle: Bundle, settings: ReadoutSettings) -> str:
-    """Return the text of the topic `labels`: classes, thresholds and the model they are of."""
+def label_json(bundle: Bundle, settings: ReadoutSettings,
+               taught: PreparedPrototypes | None = None) -> str:
+    """
+    Return the text of the topic `labels`: classes, thresholds and the model they are of.
+
+    :param taught: the live set; None where nothing is taught.
+    """
     score, anomaly = settings.score, bundle.anomaly
     try:
         calibrated = anomaly.threshold_for(CALIBRATED, score.name, settings.objects is not None)
@@ -63,7 +77,8 @@ def label_json(bundle: Bundle, settings: ReadoutSettings) -> str:
     return json.dumps({
         'model': {'name': bundle.name, 'version': bundle.version,
                   'sha256': bundle.network_sha256},
-        'classes': label_table(bundle),
+        'classes': label_table(bundle, taught),
+        'taught_version': 0 if taught is None else taught.version,
         'anomaly': {
             'score': score.name,
             'scores': list(available_scores(anomaly.statistics, bundle.outlier_class)),
@@ -92,14 +107,16 @@ def label_info_type() -> type | None:
     return LabelInfo
 
 
-def label_info(bundle: Bundle, settings: ReadoutSettings, stamp: Any, frame_id: str = '') -> Any:
+def label_info(bundle: Bundle, settings: ReadoutSettings, stamp: Any, frame_id: str = '',
+               taught: PreparedPrototypes | None = None) -> Any:
     """
     Return the names as vision_msgs/LabelInfo.
 
     :param stamp: builtin_interfaces/Time of the message.
+    :param taught: the live set; None where nothing is taught.
     :raises ImportError: vision_msgs is not installed.
     """
-    return _label_info(label_table(bundle), settings.min_confidence, stamp, frame_id)
+    return _label_info(label_table(bundle, taught), settings.min_confidence, stamp, frame_id)
 
 
 def query_table(prepared: PreparedQueries | None) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from owseg_ros.language.scores import PreparedQueries
 from owseg_ros.nodes import labels
 from owseg_ros.nodes import qos
 from owseg_ros.nodes.inputs import camera_topic
+from owseg_ros.novelty.match import PreparedPrototypes
 from owseg_ros.readout.maps import ReadoutSettings
 from owseg_ros.segmenter import REGIONS
 from owseg_ros.segmenter import Segmentation
@@ -97,7 +98,7 @@ QUERY_IMAGES = (QUERY_MASK, QUERY_SCORE)
 """What a model that knows words has too."""
 
 NAMED_REGIONS = RegionsOutput()
-"""What there is while the parameter `name_unknown` is set."""
+"""What there is while the parameter `name_unknown` is set, and where regions can be taught."""
 
 
 class CameraOutputs:
@@ -138,12 +139,21 @@ class CameraOutputs:
                     if publisher.get_subscription_count()
                     and (regions or output is not NAMED_REGIONS)]
 
-    def publish_labels(self, bundle: Bundle, settings: ReadoutSettings) -> None:
-        """Publish the names of the ids; they stay for subscribers to come."""
-        self._labels.publish(String(data=labels.label_json(bundle, settings)))
-        if self._label_info is not None:
-            stamp = self._node.get_clock().now().to_msg()
-            self._label_info.publish(labels.label_info(bundle, settings, stamp))
+    def publish_labels(self, bundle: Bundle, settings: ReadoutSettings,
+                       taught: PreparedPrototypes | None = None) -> None:
+        """
+        Publish the names of the ids; they stay for subscribers to come. Safe from any thread.
+
+        :param taught: the live set; None where nothing is taught.
+        """
+        with self._lock:
+            if self._labels is None:
+                return
+            self._labels.publish(String(data=labels.label_json(bundle, settings, taught)))
+            if self._label_info is not None:
+                stamp = self._node.get_clock().now().to_msg()
+                self._label_info.publish(
+                    labels.label_info(bundle, settings, stamp, taught=taught))
 
     def publish_queries(self, prepared: PreparedQueries | None, stamp: Any = None) -> None:
         """
@@ -166,6 +176,7 @@ class CameraOutputs:
             publishers = [publisher for _, publisher in self._outputs] + [
                 self._labels, self._label_info, self._query_labels, self._query_info]
             self._outputs, self._query_labels, self._query_info = [], None, None
+            self._labels = self._label_info = None
             for publisher in filter(None, publishers):
                 self._node.destroy_lifecycle_publisher(publisher)
 

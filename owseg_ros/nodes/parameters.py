@@ -179,7 +179,7 @@ def _threshold(value: Any) -> str:
     return ''
 
 
-def _query_threshold(value: float) -> str:
+def _threshold_or_model(value: float) -> str:
     return '' if value >= 0.0 or value == -1.0 else 'must be 0..1, or -1 for that of the model'
 
 
@@ -259,13 +259,27 @@ PERCEPTION = (
          'is one more way to ask; it is taken whole, or refused with the reason.'),
     Spec('query_threshold', -1.0,
          'Scores from here on are what a query asks for, unless it has a threshold of its own; '
-         '-1: as the model was calibrated.', limits=(-1.0, 1.0), check=_query_threshold),
+         '-1: as the model was calibrated.', limits=(-1.0, 1.0), check=_threshold_or_model),
     Spec('vocabulary', '',
          'YAML file with other wordings of what is asked for; empty: the built-in one. It is '
          'read again when it changes.'),
     Spec('name_unknown', False,
          'Publish anomaly/regions: where something is that the model does not know, with the '
          'best name of the vocabulary.'),
+    Spec('prototypes', '',
+         'File of taught classes: loaded when the node is configured and whenever this is set, '
+         'and saved to by save_prototypes; empty: none at the start, and saved to a file of the '
+         'user. A file that cannot be used is refused with the reason.'),
+    Spec('prototype_threshold', -1.0,
+         'Least cosine of a region with the prototype of its class, for classes that have none '
+         'of their own; -1: as the model was calibrated.', limits=(-1.0, 1.0),
+         check=_threshold_or_model),
+    Spec('prototype_all_masks', False,
+         'Compare all masks of the network with the taught classes, and not only what is '
+         'anomalous.'),
+    Spec('teach_memory', 128,
+         'Memory for the newest frames, which can be taught from, in MiB; 0: none.',
+         limits=(0, 1 << 16)),
     Spec('overlay_alpha', 0.5,
          'Weight of the colours in overlay.', limits=(0.0, 1.0)),
     Spec('no_frames_timeout', 2.0,

@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 import sys
+import threading
 import time
 import traceback
 from typing import Any, Callable, Mapping
@@ -66,10 +67,13 @@ from owseg_ros.nodes.queries import QueryTopics
 from owseg_ros.nodes.slot import FrameSlots
 from owseg_ros.nodes.slot import Pending
 from owseg_ros.nodes.slot import Worker
+from owseg_ros.nodes.teaching import TeachingTopics
+from owseg_ros.novelty.match import PreparedPrototypes
 from owseg_ros.readout.maps import ReadoutSettings
 from owseg_ros.readout.mask_history import MaskHistory
 from owseg_ros.segmenter import readout_settings
 from owseg_ros.segmenter import Segmenter
+from owseg_ros.segmenter import TEACHABLE
 from rclpy.clock import Clock
 from rclpy.clock import ClockType
 from rclpy.lifecycle import LifecycleNode
@@ -96,6 +100,8 @@ class Camera:
         self.statistics = FrameStatistics()
         self.history = MaskHistory()
         self.road_lost = False
+        # The taught classes that its labels name.
+        self.taught: PreparedPrototypes | None = None
         self.outputs = CameraOutputs(node, name, words)
         self.input = ImageInput(
             node, name, image_transport, reliability,
@@ -127,6 +133,8 @@ class PerceptionNode(LifecycleNode):
         self._slots = FrameSlots([])
         self._worker: Worker | None = None
         self._queries = QueryTopics(self, open_encoder, self._queries_are_live)
+        self._labelling = threading.Lock()
+        self._teaching = TeachingTopics(self, self._classes_are_live)
         self._reporter = Reporter(
             self, self._statuses, lambda: self._table['diagnostics_period'])
         specs = [
@@ -178,6 +186,7 @@ class PerceptionNode(LifecycleNode):
         """Stop the threads and destroy the node."""
         # The end of the process does not wait for a long network pass.
         self._queries.stop(timeout=0.5)
+        self._teaching.stop(timeout=0.5)
         self._release(timeout=0.5)
         self._reporter.stop()
         super().destroy_node()
@@ -209,7 +218,7 @@ class PerceptionNode(LifecycleNode):
         work = []
         for pending in batch:
             camera = self._cameras[pending.camera]
-            outputs = camera.outputs.wanted(self._table['name_unknown'])
+            outputs = camera.outputs.wanted(self._has_regions)
             if not outputs:
                 camera.statistics.skip()
                 continue
@@ -219,15 +228,22 @@ class PerceptionNode(LifecycleNode):
         if not work:
             return
         maps = frozenset().union(*(maps_of(outputs) for _, _, outputs, _ in work))
+        if self._teaching.keeps_frames:
+            maps |= {TEACHABLE}
         results = self._segmenter.segment(
             [frame for *_, frame in work], maps, [camera.history for camera, *_ in work],
             [pending.stamp for _, pending, *_ in work], lambda: self._queries.prepared,
-            self._queries.namer)
+            self._queries.namer, lambda: self._teaching.taught)
         alpha = self._table['overlay_alpha']
         for (camera, pending, outputs, frame), result in zip(work, results):
             header = pending.message.header
             if any(output is QUERY_MASK for output, _ in outputs):
                 self._publish_queries(camera, result.queries, header.stamp)
+            if result.taught is not None and result.taught is not camera.taught:
+                # Nobody gets an id before its name.
+                self._publish_labels()
+            if result.teachable is not None:
+                self._teaching.remember(camera.name, header.stamp, result.teachable)
             publish_outputs(outputs, result, frame, header, alpha)
             camera.road_lost = result.road_lost
             now = 1e-9 * self.get_clock().now().nanoseconds
@@ -249,6 +265,17 @@ class PerceptionNode(LifecycleNode):
             for camera in list(self._cameras.values()):
                 camera.outputs.publish_queries(queries)
         self._reporter.hasten()
+
+    def _classes_are_live(self) -> None:
+        # In the thread of teaching, or in the executor.
+        if self._phase == 'active':
+            self._publish_labels()
+        self._reporter.hasten()
+
+    @property
+    def _has_regions(self) -> bool:
+        """Return whether anomaly/regions is published: to be named, or to be taught."""
+        return self._table['name_unknown'] or self._teaching.keeps_frames
 
     def _frame(self, camera: Camera, message: Any) -> Frame | None:
         try:
@@ -292,6 +319,9 @@ class PerceptionNode(LifecycleNode):
                           threshold=_threshold(self._table['query_threshold']),
                           names=self._table['name_unknown'] and _can_name(bundle)),
             self._table['queries'])
+        self._teaching.configure(
+            segmenter, self._table['prototypes'], _threshold(self._table['prototype_threshold']),
+            self._table['prototype_all_masks'], self._table['teach_memory'])
         self._enter('inactive')
         self.get_logger().info(
             f'model {bundle.name} {bundle.version} on {segmenter.engine.description}, '
@@ -354,6 +384,7 @@ class PerceptionNode(LifecycleNode):
     def _release(self, timeout: float = 10.0) -> None:
         self._stop_work(timeout)
         self._queries.release()
+        self._teaching.release()
         cameras, self._cameras = self._cameras, {}
         for camera in cameras.values():
             camera.outputs.destroy()
@@ -399,6 +430,9 @@ class PerceptionNode(LifecycleNode):
         refused = self._queries.problem(changed['queries']) if 'queries' in changed else ''
         if refused:
             return f'queries: {refused}'
+        refused = self._teaching.problem(changed['prototypes']) if 'prototypes' in changed else ''
+        if refused:
+            return f'prototypes: {refused}'
         segmenter = self._segmenter
         if segmenter is None or not _READOUT_PARAMETERS & changed.keys():
             return ''
@@ -422,11 +456,26 @@ class PerceptionNode(LifecycleNode):
                 names=changed['name_unknown'] and _can_name(self._segmenter.bundle))
         if 'vocabulary' in changed:
             self._queries.adjust(vocabulary=changed['vocabulary'])
+        if 'prototypes' in changed:
+            self._teaching.use(changed['prototypes'])
+        if 'prototype_threshold' in changed:
+            self._teaching.adjust(threshold=_threshold(changed['prototype_threshold']))
+        if 'prototype_all_masks' in changed:
+            self._teaching.adjust(all_masks=changed['prototype_all_masks'])
+        if 'teach_memory' in changed:
+            self._teaching.limit(changed['teach_memory'])
         self._reporter.hasten()
 
     def _publish_labels(self) -> None:
-        for camera in self._cameras.values():
-            camera.outputs.publish_labels(self._segmenter.bundle, self._segmenter.settings)
+        segmenter = self._segmenter
+        if segmenter is None:
+            return
+        # Whoever comes last publishes what is live last.
+        with self._labelling:
+            taught = self._teaching.taught
+            for camera in list(self._cameras.values()):
+                camera.outputs.publish_labels(segmenter.bundle, segmenter.settings, taught)
+                camera.taught = taught
 
     # Diagnostics
 
@@ -440,7 +489,7 @@ class PerceptionNode(LifecycleNode):
         found = [self._engine_status(name, segmenter, phase), status(
             f'{name}: transport', OK if self._dds.ok else WARN, str(self._dds),
             {'profile': self._dds.profile or '', 'segment_bytes': self._dds.segment_bytes})]
-        found.append(self._queries.diagnose(name))
+        found += [self._queries.diagnose(name), self._teaching.diagnose(name)]
         if phase == 'active':
             found += [
                 self._camera_status(name, camera) for camera in list(self._cameras.values())]
@@ -470,7 +519,7 @@ class PerceptionNode(LifecycleNode):
 
     def _camera_status(self, name: str, camera: Camera) -> DiagnosticStatus:
         numbers = camera.statistics.snapshot()
-        idle = not camera.outputs.wanted(self._table['name_unknown'])
+        idle = not camera.outputs.wanted(self._has_regions)
         level, state, message = judge_camera(
             numbers, topic=camera.input.topic, publishers=camera.input.publishers(),
             timeout=self._table['no_frames_timeout'], idle=idle,
@@ -488,7 +537,7 @@ class PerceptionNode(LifecycleNode):
 
 
 def _threshold(parameter: float) -> float | None:
-    """Return a threshold of queries; None where the parameter asks for that of the model."""
+    """Return a threshold; None where the parameter asks for that of the model."""
     return None if parameter < 0 else parameter
 
 

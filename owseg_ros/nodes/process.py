@@ -29,7 +29,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-THREAD_NAMES = frozenset({'camera', 'perception', 'queries', 'diagnostics'})
+THREAD_NAMES = frozenset({'camera', 'perception', 'queries', 'teaching', 'diagnostics'})
 """Names of the threads of our nodes."""
 
 SPIN_SECONDS = 0.2

@@ -42,6 +42,13 @@ def newest_text() -> QoSProfile:
         durability=DurabilityPolicy.VOLATILE)
 
 
+def texts(depth: int = 32) -> QoSProfile:
+    """Return the profile of messages of which each counts (teaching)."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.VOLATILE)
+
+
 def image_output() -> QoSProfile:
     """
     Return the profile of published images.

@@ -238,7 +238,11 @@ class LiveTeaching:
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """End the thread after what it does now; False when it did not end in time."""
+        """
+        End the thread after what it does now; False when it did not end in time.
+
+        Nothing is told from then on.
+        """
         with self._waiting:
             self._stopped = True
             self._waiting.notify_all()
@@ -373,6 +377,8 @@ class LiveTeaching:
                 shots=sum(len(taught.shots) for taught in active.classes),
                 unsaved=self._kept != active.version and (
                     bool(active.classes) or self._kept is not None))
+        if self._stopped:
+            return
         if self._prepared is not before:
             self._live()
         self._answered(TeachingAnswer(
