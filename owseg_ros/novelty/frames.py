@@ -38,9 +38,7 @@ from owseg_ros.novelty.region_features import region_features
 ANOMALY, MASK = 'anomaly', 'mask'
 
 LEAST_CELLS = 4.0
-"""
-Cells of the features that a shot must cover: the mean of fewer is that of its surroundings.
-"""
+"""Cells of the features that a shot must cover: the mean of fewer is of its surroundings."""
 
 LEAST_BOX_SHARE = 0.1
 """Share of a box that must be anomalous for the box to mean what is anomalous in it."""
