@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from owseg_ros.language.book import embed_texts
+from owseg_ros.language.contract import TextEncoder
 from owseg_ros.language.text import normalise_text
 from owseg_ros.language.vocabulary import default_vocabulary, Vocabulary
 from owseg_training.clip_text import clip_text_tower
@@ -32,7 +33,7 @@ TEXT_SPACE = 'text_space.txt'
 BATCH = 64
 
 
-class TowerEncoder:
+class TowerEncoder(TextEncoder):
     """
     A TextEncoder (owseg_ros.language.contract) by a text tower of fixed length in torch.
 

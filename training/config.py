@@ -47,8 +47,10 @@ class NetworkConfig:
     region_head: what embeds the regions in a text space, a name in network.region_embedding, or
     none; region_dim: D of that space; region_hidden_dim: channels that are pooled.  With
     frozen_clip (and backbone open_clip) classes are told by their texts: region_pooling is
-    soft_stride_4 or hard_stride_32 (FC-CLIP) and region_ensemble the shares of CLIP's own
-    embeddings for classes that training has seen and others, see network.frozen_clip.
+    soft_stride_4 or fc_clip (hard, at stride 32), region_ensemble the shares of CLIP's own
+    embeddings for classes that training has seen and others, and region_valid_masks whether
+    masks that pooling leaves empty are told by the trained ones alone (FC-CLIP's
+    ENSEMBLE_ON_VALID_MASK), see network.frozen_clip.
     metric_dim: length of the embeddings of regions that classes are taught by (RAML: 128), 0 for
     no metric head.
     meta_channels: channels that over-segment what no class explains (RAML: 4), 0 for none;
@@ -81,6 +83,7 @@ class NetworkConfig:
     region_hidden_dim: int = 256
     region_pooling: str = 'soft_stride_4'
     region_ensemble: tuple[float, float] = (0.4, 0.8)
+    region_valid_masks: bool = True
     metric_dim: int = 0
     meta_channels: int = 0
     meta_activation: str = 'sigmoid'

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from owseg_ros.language import default_vocabulary, TextEncoder
+from owseg_ros.language.book import embed_texts
 from owseg_training.class_texts import TEXT_SPACE
 from owseg_training.closed_set import ClosedSetTraining, load_network
 from owseg_training.config import Config, ConfigError
@@ -42,12 +43,7 @@ REGION_HEAD = 'pooled'
 
 def word_embeddings(encoder: TextEncoder, words: list[str]) -> torch.Tensor:
     """Return float32 [V, D] of bare words, as queries without a vocabulary are encoded."""
-    vocabulary = default_vocabulary()
-    prompts = [vocabulary.prompts(encoder.templates, word) for word in words]
-    rows = encoder.encode([prompt for group in prompts for prompt in group])
-    mean = rows.reshape(len(words), -1, encoder.dim).mean(axis=1)
-    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-    return torch.from_numpy(mean.astype(np.float32))
+    return torch.from_numpy(embed_texts(encoder, default_vocabulary(), words))
 
 
 def absent_words(table: WordTable, hidden: Sequence[str] = ()) -> list[str]:

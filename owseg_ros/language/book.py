@@ -21,14 +21,13 @@ import threading
 from typing import Optional, Union
 
 import numpy as np
-from owseg_ros.language.contract import TextEncoder, TextEncoderError
+from owseg_ros.language.contract import TextEncoder, unit_rows
 from owseg_ros.language.queries import parse_queries, ParsedQueries, Query, Rejection
 from owseg_ros.language.vocabulary import default_vocabulary, Vocabulary
 
 MEAN = 'mean'
 MAX = 'max'
 ENSEMBLES = (MEAN, MAX)
-_SMALLEST_MEAN = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +151,7 @@ class QueryBook:
         counts = np.array([len(group) for group in wordings], np.int64)
         starts = np.cumsum(counts) - counts
         if self.ensemble == MEAN and queries:
-            rows = _unit(np.add.reduceat(rows, starts, axis=0) / counts[:, None])
+            rows = unit_rows(np.add.reduceat(rows, starts, axis=0) / counts[:, None])
             starts = np.arange(len(queries))
         rows.setflags(write=False)
         starts.setflags(write=False)
@@ -166,16 +165,5 @@ def embed_texts(encoder: TextEncoder, vocabulary: Vocabulary,
 
     Raises TextEncoderError, and VocabularyError where it has no prompts for the encoder.
     """
-    if not texts:
-        return np.empty((0, encoder.dim), np.float32)
-    prompts = [vocabulary.prompts(encoder.templates, text) for text in texts]
-    rows = encoder.encode([prompt for group in prompts for prompt in group])
-    return _unit(rows.reshape(len(texts), -1, encoder.dim).mean(axis=1))
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if (norms < _SMALLEST_MEAN).any():
-        raise TextEncoderError('the embeddings of the wordings of a query cancel out; ask with '
-                               'other synonyms')
-    return (rows / norms).astype(np.float32)
+    return encoder.encode_means(
+        [vocabulary.prompts(encoder.templates, text) for text in texts])

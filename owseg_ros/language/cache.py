@@ -42,7 +42,7 @@ class _StaleCache(ValueError):
     """A cache file that does not hold what it should."""
 
 
-class CachingTextEncoder:
+class CachingTextEncoder(TextEncoder):
     """
     Wraps a text encoder; see language.contract.TextEncoder for what it offers.
 
@@ -74,12 +74,22 @@ class CachingTextEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 [n, D]; only texts that are not known reach the wrapped encoder."""
+        return self.encode_means([(text,) for text in texts])
+
+    def encode_means(self, groups: Sequence[Sequence[str]]) -> np.ndarray:
+        """
+        Return float32 [n, D], the mean of each group at unit length.
+
+        A group is one entry of the cache, whatever the number of its texts: those of a wording
+        in all templates are asked for together.
+        """
+        texts = ['\n'.join(group) for group in groups]
         with self._lock:
             known = {text: self._rows[text] for text in texts if text in self._rows}
-            new = [text for text in dict.fromkeys(texts) if text not in known]
+            new = {text: group for text, group in zip(texts, groups) if text not in known}
             if new:
                 start = time.perf_counter()
-                embeddings = self._encoder.encode(new)
+                embeddings = self._encoder.encode_means(list(new.values()))
                 self.passes += 1
                 self.pass_ms = 1e3 * (time.perf_counter() - start)
                 # Copies, because one row would keep the whole batch alive.

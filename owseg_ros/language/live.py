@@ -216,15 +216,21 @@ class LiveQueries:
                 self._setup = replace(self._setup, reading=reading, **changes)
                 self._changed.notify_all()
 
-    def ask(self, message: str) -> None:
-        """Ask what a message says (queries.parse_queries); never waits."""
+    def ask(self, message: str) -> bool:
+        """
+        Ask what a message says (queries.parse_queries); never waits.
+
+        Returns whether it took the place of one that nobody had looked at yet: messages come
+        faster than they are answered.
+        """
         with self._changed:
             state = self._state
-            self._state = replace(
-                state, messages=state.messages + 1,
-                superseded=state.superseded + (self._message is not None))
+            early = self._message is not None
+            self._state = replace(state, messages=state.messages + 1,
+                                  superseded=state.superseded + early)
             self._message = message
             self._changed.notify_all()
+        return early
 
     def _begin(self, setup: Optional[LanguageSetup], state: str, message: Optional[str]) -> None:
         with self._changed:

@@ -23,7 +23,7 @@ import onnxruntime
 from owseg_ros.engine.contract import EngineError
 from owseg_ros.engine.onnx import (
     one_line, open_session, physical_cores, provider_list, RUNTIME_ERRORS)
-from owseg_ros.language.contract import TextEncoderError
+from owseg_ros.language.contract import TextEncoder, TextEncoderError
 from owseg_ros.language.encoder_folder import AGAIN, load_text_encoder_folder
 import tokenizers
 
@@ -34,7 +34,7 @@ BATCH = 32
 _UNIT = 1e-3
 
 
-class OnnxTextEncoder:
+class OnnxTextEncoder(TextEncoder):
     """
     Runs the text encoder in a folder; see language.contract.TextEncoder.
 

@@ -90,7 +90,8 @@ class PreparedQueries:
         Return p(q|z), float32 [R, Q] in 0..1.
 
         embeddings: float [R, D], rows of unit length; frozen: those of the frozen image tower,
-        None leaves them out of the ensemble. Raises LanguageError where D is another.
+        zeros where a region has none, None leaves them out of the ensemble. Raises LanguageError
+        where D is another.
         """
         language = self.language
         background, own = self._logits(embeddings, language.temperature)
@@ -99,12 +100,15 @@ class PreparedQueries:
         temperature = language.ensemble and language.ensemble.temperature
         frozen_background, frozen_own = self._logits(frozen, temperature or language.temperature)
         found = np.empty((len(embeddings), len(self)), np.float32)
+        # An empty region has no frozen embedding; the trained one decides.
+        there = np.any(frozen, axis=1, keepdims=True).astype(np.float32)
         for share in np.unique(self.frozen_share):
-            chosen = self.frozen_share == share
+            chosen, frozen_part = self.frozen_share == share, share * there
             # The normalisers of both softmaxes cancel in the last one.
             found[:, chosen] = self._votes(
-                (1 - share) * background + share * frozen_background,
-                ((1 - share) * own + share * frozen_own)[:, chosen], self.same[:, chosen])
+                (1 - frozen_part) * background + frozen_part * frozen_background,
+                ((1 - frozen_part) * own + frozen_part * frozen_own)[:, chosen],
+                self.same[:, chosen])
         return found
 
     def weights(self, region_embeddings: np.ndarray, objectness: Optional[np.ndarray] = None,

@@ -30,11 +30,17 @@ from owseg_ros.language.queries import parse_queries
 from owseg_ros.language.scores import PreparedQueries
 from owseg_ros.nodes import qos
 from owseg_ros.nodes.diagnostics import OK, status, WARN
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock
+from rclpy.clock import ClockType
 from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 QUERY, STATUS, CLEAR = 'query', 'query/status', 'clear_queries'
+
+REST_SECONDS = 0.05
+"""While messages come faster than they are answered, one is taken at most so often."""
 
 _SHOWN_NAMES = 5
 
@@ -47,6 +53,39 @@ def open_encoder(setup: LanguageSetup) -> CachingTextEncoder:
     """
     return open_text_encoder(
         setup.text_encoder or default_text_encoder_path(setup.language.space))
+
+
+class RestingGroup(MutuallyExclusiveCallbackGroup):
+    """
+    A callback group that can be put to rest for a while; it rests in its executor's own thread.
+
+    What is not waited for costs the executor nothing: DDS keeps the newest messages of its
+    subscriptions, and they are taken when the rest is over.
+
+    :param node: whose executor wakes it.
+    """
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._resting = False
+        # A steady clock: the clock of a bag that does not play yet stands still.
+        self._timer = node.create_timer(
+            REST_SECONDS, self._wake, MutuallyExclusiveCallbackGroup(),
+            clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer.cancel()
+
+    def can_execute(self, entity: Any) -> bool:
+        """Return whether an entity may be waited for."""
+        return not self._resting and super().can_execute(entity)
+
+    def rest(self) -> None:
+        """Wait for nothing for REST_SECONDS; called in the executor."""
+        self._resting = True
+        self._timer.reset()
+
+    def _wake(self) -> None:
+        self._resting = False
+        self._timer.cancel()
 
 
 class QueryTopics:
@@ -69,8 +108,9 @@ class QueryTopics:
         self._status = node.create_publisher(String, STATUS, qos.latched(qos.STATUS_DEPTH))
         self._publish(Answer(self._queries.state))
         self._queries.start()
+        self._group = RestingGroup(node)
         self._subscription = node.create_subscription(
-            String, QUERY, lambda message: self._queries.ask(message.data), qos.newest_text())
+            String, QUERY, self._received, qos.newest_text(), callback_group=self._group)
         self._service = node.create_service(Trigger, CLEAR, self._clear)
 
     @property
@@ -136,6 +176,10 @@ class QueryTopics:
         else:
             response.message = state.error or NO_MODEL
         return response
+
+    def _received(self, message: String) -> None:
+        if self._queries.ask(message.data):
+            self._group.rest()
 
     # Called in the thread of the queries
 

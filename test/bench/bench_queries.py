@@ -17,8 +17,10 @@ Ask a running perception in words, over DDS, and measure what that costs.
 Starts camera and perception (`owseg_ros.nodes.stack`) as one process and listens as another.
 Words that were never asked for are published one after the other: how long until the first mask
 that answers, how many masks of the older set come before it, how many passes of the text encoder.
-Then the rate of masks and the memory of the process, at rest and while a third process publishes
-distinct queries at a high rate.  Prints Markdown tables and one JSON line.
+Then the rate of masks and the memory of the process, interleaved: at rest, while a third process
+publishes distinct queries at a high rate (flood), and while it publishes as much on topics that
+are none of the node's: one that nobody reads and one that a fourth process reads (control: what
+the publisher's own work takes from the machine).  Prints Markdown tables and one JSON line.
 
     python test/bench/bench_queries.py --model FOLDER --seconds 10 --flood-rate 1000
 """
@@ -40,7 +42,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from owseg_ros.nodes import qos, transport
 from owseg_ros.nodes.inspection import spin_until
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -49,6 +51,9 @@ WORDS = (
     'traffic cone', 'stroller', 'puddle', 'fire hydrant', 'wheelie bin', 'suitcase', 'ladder',
     'horse', 'cardboard box', 'tyre on the road', 'shopping trolley', 'sheep', 'tarpaulin',
     'umbrella', 'scooter', 'pallet', 'bench', 'phone box', 'fallen tree', 'skateboard')
+
+PHASES = ('rest', 'control, nobody reads', 'control, a process reads', 'flood')
+COUNTS = ('messages', 'superseded', 'answered', 'text_passes')
 
 
 class Listener:
@@ -117,22 +122,29 @@ class Bench:
             self.listener.counts = {}
             if not self.spin(10, lambda: bool(self.listener.counts)):
                 raise SystemExit('no diagnostics within 10 s')
-        return {key: int(self.listener.counts[key]) for key in (
-            'messages', 'superseded', 'answered', 'text_passes', 'active')}
+        return {key: int(self.listener.counts[key]) for key in COUNTS}
 
     def rss_mib(self) -> float:
         """Return the resident memory of the nodes."""
         text = Path(f'/proc/{self.pid}/status').read_text()
         return int(text.split('VmRSS:')[1].split()[0]) / 1024
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the nodes have taken since their start."""
+        # The name, which is in brackets, may hold blanks.
+        fields = Path(f'/proc/{self.pid}/stat').read_text().rpartition(')')[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
     def rate(self, seconds) -> dict:
-        """Return the masks a second, and the longest time between two, over some seconds."""
-        start = time.monotonic()
+        """Return masks a second, the longest time between two and what they cost the nodes."""
+        start, cpu = time.monotonic(), self.cpu_seconds()
         self.spin(seconds)
+        cpu, wall = self.cpu_seconds() - cpu, time.monotonic() - start
         times = [moment for moment, _ in self.listener.masks if moment >= start]
         gaps = [after - before for before, after in zip(times, times[1:])]
-        return {'masks': len(times), 'hz': round(len(times) / (time.monotonic() - start), 2),
-                'longest_gap_ms': round(1e3 * max(gaps, default=float('nan')), 1)}
+        return {'masks': len(times), 'hz': round(len(times) / wall, 2),
+                'longest_gap_ms': round(1e3 * max(gaps, default=float('nan')), 1),
+                'cpu_share': round(cpu / wall, 3)}
 
     def ask(self, words) -> dict:
         """Ask for words that are new; return ms to status and first mask, and older masks."""
@@ -183,45 +195,71 @@ class Bench:
             'text_passes_of_further_frames': idle['text_passes'] - after['text_passes']}
 
     def flood(self) -> dict:
-        """Return the rates and the memory at rest and while many messages come."""
+        """Return the rates and the memory of each phase, in turn, `rounds` times."""
+        phases = {name: [] for name in PHASES}
+        totals = dict.fromkeys(COUNTS, 0)
+        for _ in range(self.options.rounds):
+            phases['rest'].append(self.phase())
+            phases['control, nobody reads'].append(self.phase('bench_flood', readers=0))
+            reader = subprocess.Popen([sys.executable, __file__, '--read', 'bench_flood'])
+            try:
+                phases['control, a process reads'].append(self.phase('bench_flood', readers=1))
+            finally:
+                reader.terminate()
+                reader.wait(20)
+            before = self.counts()
+            phases['flood'].append(self.phase('query', readers=1))
+            after = self.counts()
+            for key in COUNTS:
+                totals[key] += after[key] - before[key]
+        flooded = phases['flood']
+        return {
+            'rounds': self.options.rounds, 'seconds': self.options.seconds,
+            'phases': {name: _summary(found) for name, found in phases.items()}, **totals,
+            'last_message_is_live': all(found['last_is_live'] for found in flooded),
+            'last_is_live_after_ms': max(found['last_is_live_after_ms'] for found in flooded)}
+
+    def phase(self, topic: str = '', readers: int = 0) -> dict:
+        """Return rate of the masks and memory, while messages come on a topic, '' for none."""
         options = self.options
-        quiet = self.rate(options.seconds)
-        memory, before = self.rss_mib(), self.counts()
-        command = [sys.executable, __file__, '--publish', str(options.flood_rate),
-                   '--seconds', str(options.seconds)]
-        publisher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        memory = self.rss_mib()
+        if not topic:
+            return {**self.rate(options.seconds), 'rss_before_mib': memory,
+                    'rss_after_mib': self.rss_mib()}
+        publisher = subprocess.Popen(
+            [sys.executable, __file__, '--publish', str(options.flood_rate), '--topic', topic,
+             '--readers', str(readers), '--seconds', str(options.seconds)],
+            stdout=subprocess.PIPE, text=True)
         try:
-            # Until it has found the node.
-            if not self.spin(30, lambda: self.listener.statuses[-1][1]['active'][:1] == ['begin']):
-                raise SystemExit('the publisher of the flood found no node within 30 s')
-            flooded = self.rate(options.seconds)
+            # It says so when it has found its readers.
+            if publisher.stdout.readline() != 'begin\n':
+                raise SystemExit('the publisher of the flood found no reader within 30 s')
+            found = self.rate(options.seconds)
         finally:
             sent = json.loads(publisher.communicate(timeout=60)[0])
-        last = [sent['last']]
-        end = time.monotonic()
-        came = self.spin(30, lambda: self.listener.statuses[-1][1]['active'] == last)
-        waited = self.listener.statuses[-1][0] - end
-        after = self.counts()
-        return {
-            'seconds': options.seconds, 'sent': sent['messages'],
-            'sent_hz': round(sent['messages'] / sent['seconds'], 1),
-            'at_rest': quiet, 'in_the_flood': flooded,
-            **{key: after[key] - before[key]
-               for key in ('messages', 'superseded', 'answered', 'text_passes')},
-            'last_message_is_live': came, 'last_is_live_after_ms': round(1e3 * max(0, waited), 1),
-            'rss_before_mib': round(memory, 1), 'rss_after_mib': round(self.rss_mib(), 1)}
+        found |= {'sent': sent['messages'], 'sent_hz': sent['messages'] / sent['seconds'],
+                  'rss_before_mib': memory, 'rss_after_mib': self.rss_mib()}
+        if topic == 'query':
+            end = time.monotonic()
+            found['last_is_live'] = self.spin(
+                30, lambda: self.listener.statuses[-1][1]['active'] == [sent['last']])
+            waited = self.listener.statuses[-1][0] - end
+            found['last_is_live_after_ms'] = round(1e3 * max(0, waited), 1)
+        return found
 
 
-def publish(rate: float, seconds: float) -> None:
+def publish(topic: str, rate: float, seconds: float, readers: int) -> None:
     """Publish distinct queries at a rate, as a process of its own; print what was sent."""
     transport.prepare()
     with rclpy.init(args=[]):
         node = rclpy.create_node('bench_flood')
-        publisher = node.create_publisher(String, 'query', qos.newest_text())
-        while not publisher.get_subscription_count():
+        publisher = node.create_publisher(String, topic, qos.newest_text())
+        deadline = time.monotonic() + 30
+        while publisher.get_subscription_count() < readers:
+            if time.monotonic() > deadline:
+                return
             time.sleep(0.01)
-        publisher.publish(String(data='begin'))
-        time.sleep(1.0)
+        print('begin', flush=True)
         start = time.monotonic()
         count = 0
         while (elapsed := time.monotonic() - start) < seconds:
@@ -230,11 +268,44 @@ def publish(rate: float, seconds: float) -> None:
                 publisher.publish(String(data=f'thing {count} of many'))
             time.sleep(0.001)
         elapsed = time.monotonic() - start
-        # The last message is on its way when the node has acknowledged it.
+        # The last message is on its way when its readers have acknowledged it.
         publisher.wait_for_all_acked()
         print(json.dumps({'messages': count, 'seconds': elapsed,
                           'last': f'thing {count} of many'}))
         node.destroy_node()
+
+
+def read(topic: str) -> None:
+    """Read a topic until SIGTERM, as any node would, as a process of its own."""
+    transport.prepare()
+    with rclpy.init(args=[]):
+        node = rclpy.create_node('bench_reader')
+        node.create_subscription(String, topic, lambda message: None, qos.newest_text())
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            pass
+
+
+def _summary(found: list[dict]) -> dict:
+    """Return masks a second over all rounds, the longest gap and the memory at both ends."""
+    summary = {
+        'masks': sum(entry['masks'] for entry in found),
+        'hz': round(statistics.mean(entry['hz'] for entry in found), 2),
+        'hz_of_rounds': [entry['hz'] for entry in found],
+        'longest_gap_ms': max(entry['longest_gap_ms'] for entry in found),
+        'cpu_share': round(statistics.mean(entry['cpu_share'] for entry in found), 3),
+        'cpu_ms_per_mask': round(
+            1e3 * statistics.mean(entry['cpu_share'] for entry in found)
+            / statistics.mean(entry['hz'] for entry in found), 1),
+        'rss_before_mib': round(found[0]['rss_before_mib'], 1),
+        'rss_after_mib': round(found[-1]['rss_after_mib'], 1)}
+    if 'sent' in found[0]:
+        summary |= {'sent': sum(entry['sent'] for entry in found),
+                    'sent_hz': round(statistics.mean(entry['sent_hz'] for entry in found), 1)}
+    return summary
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -244,7 +315,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 def report(found: dict) -> str:
     """Return the Markdown of the figures."""
     latency, flood = found['latency'], found['flood']
-    period = 1e3 / flood['at_rest']['hz']
+    period = 1e3 / flood['phases']['rest']['hz']
     rows = [
         ('query to query/status, p50 / max',
          f'{latency["status_ms"]["p50"]} / {latency["status_ms"]["max"]} ms'),
@@ -260,17 +331,19 @@ def report(found: dict) -> str:
         ('text passes of further frames',
          f'{latency["text_passes_of_further_frames"]} for {latency["further_frames"]}')]
     lines = ['| first mask | |', '|---|---:|', *(f'| {name} | {value} |' for name, value in rows)]
-    lines += ['', f'| {flood["seconds"]:g} s | masks / s | longest gap |', '|---|---:|---:|']
-    for name in ('at_rest', 'in_the_flood'):
-        entry = flood[name]
-        messages = f', {flood["sent_hz"]:.0f} messages / s' if name == 'in_the_flood' else ''
-        lines.append(f'| {name.replace("_", " ")}{messages} | {entry["hz"]} | '
-                     f'{entry["longest_gap_ms"]} ms |')
+    lines += ['', f'| {flood["rounds"]} x {flood["seconds"]:g} s | messages / s | masks / s | '
+              'longest gap | cores of the nodes | ms of a core a mask | memory before, after |',
+              '|---|---:|---:|---:|---:|---:|---:|']
+    for name, entry in flood['phases'].items():
+        lines.append(
+            f'| {name} | {entry.get("sent_hz", 0):.0f} | {entry["hz"]} | '
+            f'{entry["longest_gap_ms"]} ms | {entry["cpu_share"]} | {entry["cpu_ms_per_mask"]} | '
+            f'{entry["rss_before_mib"]}, '
+            f'{entry["rss_after_mib"]} MiB |')
     lines += [
-        '', f'{flood["sent"]} messages: {flood["answered"]} answered with '
-        f'{flood["text_passes"]} text passes, the last '
-        f'{"is" if flood["last_message_is_live"] else "is NOT"} live. Memory '
-        f'{flood["rss_before_mib"]} MiB before, {flood["rss_after_mib"]} MiB after.',
+        '', f'Flood: {flood["messages"]} messages reached the node, {flood["answered"]} were '
+        f'answered with {flood["text_passes"]} text passes; the last '
+        f'{"is" if flood["last_message_is_live"] else "is NOT"} live.',
         f'All processes on {found["cores"]} cores, load average {found["load"]:.1f}.']
     return '\n'.join(lines)
 
@@ -280,16 +353,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--model', default='', help='folder of a bundle that knows words')
     parser.add_argument('--text-encoder', default='', help='its folder (default: the installed)')
-    parser.add_argument('--seconds', type=float, default=10.0, help='of each rate')
+    parser.add_argument('--seconds', type=float, default=10.0, help='of each phase')
+    parser.add_argument('--rounds', type=int, default=1, help='how often all phases come')
     parser.add_argument('--flood-rate', type=float, default=1000.0, help='messages a second')
     parser.add_argument('--rate', type=float, default=10.0, help='frames a second of the camera')
     parser.add_argument('--size', default='640x480')
     parser.add_argument('--source', default='scene')
     parser.add_argument('--words', nargs='+', default=WORDS, help='what to ask for, each once')
+    # The processes that it starts.
     parser.add_argument('--publish', type=float, help=argparse.SUPPRESS)
+    parser.add_argument('--read', default='', help=argparse.SUPPRESS)
+    parser.add_argument('--topic', default='query', help=argparse.SUPPRESS)
+    parser.add_argument('--readers', type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.publish:
-        publish(options.publish, options.seconds)
+        publish(options.topic, options.publish, options.seconds, options.readers)
+        return 0
+    if options.read:
+        read(options.read)
         return 0
     width, height = (int(value) for value in options.size.split('x'))
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))

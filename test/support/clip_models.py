@@ -45,9 +45,12 @@ def write_clip_models(folder):
         model = open_clip.create_model(name)
         with torch.no_grad():
             for key, parameter in model.named_parameters():
-                # Where random weights start as nothing, blocks would be the identity.
+                # Where random weights start as nothing, blocks would be the identity, and
+                # CLIP's head would make nothing of an empty region.
                 if key.endswith(('bn3.weight', '.gamma')):
                     parameter.fill_(0.5)
+                elif key.endswith('head.norm.bias'):
+                    parameter.normal_()
             for key, buffer in model.named_buffers():
                 # Of features of random convolutions, so that depth does not wear them out.
                 if key.endswith('running_var'):

@@ -21,10 +21,10 @@ import threading
 import time
 
 import numpy as np
-from owseg_ros.language.contract import TextEncoderError
+from owseg_ros.language.contract import TextEncoder, TextEncoderError
 
 
-class CountingEncoder:
+class CountingEncoder(TextEncoder):
     """
     Encodes a text to a direction that its characters decide; see language.contract.TextEncoder.
 

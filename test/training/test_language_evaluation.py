@@ -18,7 +18,7 @@ import json
 import cv2
 import numpy as np
 from owseg_ros.bundle import load_bundle
-from owseg_ros.language import default_vocabulary, LanguageError
+from owseg_ros.language import default_vocabulary, LanguageError, TextEncoder
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.segmenter import Segmenter
 from owseg_training import language
@@ -99,7 +99,7 @@ def painted_iou(colors):
     return hits / total
 
 
-class ThingEncoder:
+class ThingEncoder(TextEncoder):
     """Texts of one thing of the vocabulary lie near one another, mostly nearer than to others."""
 
     space, dim, key, templates = 'things', 24, 'things', 'plain'

@@ -18,7 +18,7 @@ from owseg_training import cli
 from owseg_training.analysis.pooling import (
     BINS, fitting_size, pool_frame, Pooled, regions_of, summary, told)
 from owseg_training.network.backbone import build_backbone
-from owseg_training.network.frozen_clip import HARD, SOFT
+from owseg_training.network.frozen_clip import FC_CLIP, SOFT
 import pytest
 from support.camvid import write_camvid
 import torch
@@ -61,7 +61,7 @@ def test_what_is_pooled_is_counted():
     inside, vectors = found[SOFT]
     np.testing.assert_allclose(inside, [0.5, (0.25 * 0.5 + 1) / 1.25, 1 / 64], rtol=1e-3)
     np.testing.assert_allclose(vectors[1, :3], [0.2, 0.8, 0], atol=1e-4)
-    inside, vectors = found[HARD]
+    inside, vectors = found[FC_CLIP]
     assert np.isnan(inside[2]) and not vectors[2].any()
     assert inside[1] == pytest.approx(1) and vectors[1, 1] == pytest.approx(1)
 

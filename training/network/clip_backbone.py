@@ -100,23 +100,28 @@ class OpenClipBackbone(nn.Module):
         """Return what CLIP's head takes, [B, C, H/32, W/32], of the features by stride."""
         return features[32] if self.is_resnet else self.visual.trunk.norm_pre(features[32])
 
-    def embed(self, dense: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def embed(self, dense: torch.Tensor, weights: torch.Tensor,
+              valid_masks: bool = True) -> torch.Tensor:
         """
-        Return CLIP's embeddings of regions, [B, N, D] of unit length; zeros for empty ones.
+        Return CLIP's embeddings of regions, [B, N, D] of unit length.
 
         dense [B, C, h, w]; weights [B, N, h, w] in 0..1, how much of a cell is in a region.
         ConvNeXt: mean over the region, then CLIP's norm and projection. ResNet: CLIP's attention
         pooling, whose query is the mean of the image and whose keys are the cells of the region;
         a cell's attention is multiplied by its weight, which for weights of 0 and 1 is the key
         mask of FC-CLIP.
+        valid_masks: an empty region has an embedding of zeros; else a ConvNeXt embeds its mean,
+        zeros, as FC-CLIP does without ENSEMBLE_ON_VALID_MASK.
         """
         if self.is_resnet:
             regions = self._attention_pool(dense, weights)
         else:
             pooled = mask_pool(dense, weights)
             regions = self._project(pooled.flatten(0, 1)).unflatten(0, (-1, weights.shape[1]))
-        there = (weights.flatten(2).amax(2) > 0)[..., None]
-        return functional.normalize(regions, dim=-1) * there.to(regions)
+        regions = functional.normalize(regions, dim=-1)
+        if not valid_masks:
+            return regions
+        return regions * (weights.flatten(2).amax(2) > 0)[..., None].to(regions)
 
     def _project(self, pooled: torch.Tensor) -> torch.Tensor:
         return self.visual.head(self.visual.trunk.head(pooled[:, :, None, None]))

@@ -30,8 +30,8 @@ from torch import nn
 from torch.nn import functional
 
 FROZEN_CLIP = 'frozen_clip'
-SOFT, HARD = 'soft_stride_4', 'hard_stride_32'
-POOLINGS = (SOFT, HARD)
+SOFT, FC_CLIP = 'soft_stride_4', 'fc_clip'
+POOLINGS = (SOFT, FC_CLIP)
 
 Predictions = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -41,13 +41,13 @@ def cell_weights(mask_logits: torch.Tensor, size: tuple[int, int], pooling: str)
     Return how much each cell of a coarse map takes part in a region, [B, N, *size], in 0..1.
 
     mask_logits [B, N, H/4, W/4]; size: (height, width) of the map, H/32, W/32.
-    hard_stride_32: 1 where the mask logits, resized to the map, are above 0, as FC-CLIP has it; a
-    mask that covers the middle of no cell vanishes.
+    fc_clip: 1 where the mask logits, resized to the map, are above 0; a mask that covers the
+    middle of no cell vanishes.
     soft_stride_4: the square of the share of the cell that the soft mask covers, of a mean over
     the region's pixels in which a pixel counts as much as its cell is the region's. No mask
     vanishes, and a cell at the border of a region says less about it than one within.
     """
-    if pooling == HARD:
+    if pooling == FC_CLIP:
         resized = functional.interpolate(mask_logits, size=size, mode='bilinear',
                                          align_corners=False)
         return (resized > 0).to(mask_logits)
@@ -57,12 +57,46 @@ def cell_weights(mask_logits: torch.Tensor, size: tuple[int, int], pooling: str)
     return shares.where(shares.amax((2, 3), keepdim=True) > 0, faint).square()
 
 
+def class_logits(embeddings: torch.Tensor, texts: torch.Tensor, rows_of_class: torch.Tensor,
+                 scale: torch.Tensor) -> torch.Tensor:
+    """
+    Return [B, N, K]: scaled cosines of embeddings, of a class the one of its nearest wording.
+
+    embeddings [B, N, D], texts [R, D]: rows of unit length; rows_of_class: int [K, wordings], the
+    rows of each class.
+    """
+    logits = scale * embeddings @ texts.T
+    return logits.index_select(2, rows_of_class.flatten()).unflatten(
+        2, rows_of_class.shape).amax(3)
+
+
+def geometric_ensemble(trained: torch.Tensor, frozen: torch.Tensor,
+                       share: torch.Tensor) -> torch.Tensor:
+    """
+    Return logarithms of the combined class probabilities, [B, N, K+1], the void last.
+
+    trained [B, N, K+1]: logits of the trained embeddings, the void last; frozen [B, N, K]: those
+    of CLIP's own; share, to [B, N, K]: the exponent a of the frozen ones. p = softmax(log(
+    p_in^(1-a) p_out^a)) (1 - p_void), with p_in and p_out over the classes without the void.
+    """
+    inside, outside = trained[..., :-1].log_softmax(2), frozen.log_softmax(2)
+    combined = ((1 - share) * inside + share * outside).log_softmax(2)
+    # In logarithms, of which half precision loses none.
+    trained = trained.log_softmax(2)
+    known, void = trained[..., :-1].logsumexp(2, keepdim=True), trained[..., -1:]
+    return torch.cat((combined + known, void), 2)
+
+
 class FrozenClipHead(PooledRegionHead):
     """
     Region embeddings in CLIP's space and classes by their texts (FC-CLIP's rule).
 
-    Trained: embeddings pooled from pixel features as in PooledRegionHead, a void embedding and a
-    temperature. Frozen: CLIP's own embedding of each region. The texts of the classes, with
+    Trained: embeddings pooled from pixel features as in PooledRegionHead, a void embedding, the
+    last row of the classifier, and a temperature. What a query itself knows enters the embedding
+    of its mask, as in FC-CLIP, here along the void embedding alone: whether the mask is a region
+    is the query's to say (two queries may have the same mask), what it shows is the picture's,
+    so that text_features mean the same under a mask and under any other region.
+    Frozen: CLIP's own embedding of each region. The texts of the classes, with
     several rows for a class of several wordings, are part of the state; they are those of
     `set_texts`, and until then nothing.
     Raises ConfigError for a backbone that is no tower of open_clip, or a region_dim that is not
@@ -83,7 +117,10 @@ class FrozenClipHead(PooledRegionHead):
             raise ConfigError(f'region_head {FROZEN_CLIP} has no outlier class; use another loss '
                               'than uno')
         super().__init__(backbone.channels, config)
-        self.pooling = config.region_pooling
+        if not config.region_valid_masks and backbone.is_resnet:
+            raise ConfigError('region_valid_masks must be true for a ResNet, whose attention has '
+                              'no support in an empty mask')
+        self.pooling, self.valid_masks = config.region_pooling, config.region_valid_masks
         self.seen_share, self.unseen_share = config.region_ensemble
         self.void = nn.Embedding(1, config.region_dim)
         self.register_buffer('texts', torch.zeros(num_classes, config.region_dim))
@@ -124,22 +161,26 @@ class FrozenClipHead(PooledRegionHead):
                     state_dict[prefix + name], device=self.texts.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _class_logits(self, embeddings: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return [B, N, K]: scaled cosines, of a class the one of its nearest wording."""
-        logits = scale * embeddings @ self.texts.T
-        rows = self.rows_of_class
-        return logits.index_select(2, rows.flatten()).unflatten(2, rows.shape).amax(3)
+    @property
+    def void_row(self) -> torch.Tensor:
+        """Return the last row of the classifier, [1, D] of unit length."""
+        return functional.normalize(self.void.weight, dim=-1)
 
-    def trained_logits(self, regions: torch.Tensor, void_bias: torch.Tensor) -> torch.Tensor:
+    def embed_masks(self, hidden: torch.Tensor, masks: torch.Tensor,
+                    void_share: torch.Tensor) -> torch.Tensor:
         """
-        Return class logits [B, N, K+1] of trained embeddings [B, N, D], the void last.
+        Return trained embeddings of masks, [B, N, D] of unit length.
 
-        void_bias [B, N, 1]: what a query itself adds to its void logit, because two queries of
-        the same mask have the same embedding and only one may be the region.
+        hidden, masks: as for embed; void_share [B, N, 1]: how far each query turns its embedding
+        to the void, in lengths of the embedding.
         """
-        void = functional.normalize(self.void.weight, dim=-1)
-        return torch.cat((self._class_logits(regions, self.scale),
-                          self.scale * regions @ void.T + void_bias), 2)
+        return functional.normalize(
+            self.embed(hidden, masks) + void_share * self.void_row, dim=-1)
+
+    def trained_logits(self, regions: torch.Tensor) -> torch.Tensor:
+        """Return class logits [B, N, K+1] of trained embeddings [B, N, D], the void last."""
+        classes = class_logits(regions, self.texts, self.rows_of_class, self.scale)
+        return torch.cat((classes, self.scale * regions @ self.void_row.T), 2)
 
     def ensemble(self, trained: torch.Tensor, frozen: torch.Tensor,
                  scale: torch.Tensor) -> torch.Tensor:
@@ -147,18 +188,13 @@ class FrozenClipHead(PooledRegionHead):
         Return logarithms of the combined class probabilities, [B, N, K+1] as trained_logits.
 
         trained: of trained_logits; frozen [B, N, D]: CLIP's own embeddings, scale: CLIP's own
-        1 / temperature. p = softmax(log(p_in^(1-a) p_out^a)) (1 - p_void), with p_in and p_out
-        over the classes without the void, and a by whether training has seen the class. Regions
-        whose frozen embedding is zero, empty ones, are left to p_in.
+        1 / temperature. See geometric_ensemble, whose exponent a is that of classes that
+        training has seen, or of others. Regions whose frozen embedding is zero, empty ones, are
+        left to p_in.
         """
         share = self.frozen_share * frozen.any(2, keepdim=True)
-        inside = trained[..., :-1].log_softmax(2)
-        outside = self._class_logits(frozen, scale).log_softmax(2)
-        combined = ((1 - share) * inside + share * outside).log_softmax(2)
-        # In logarithms, of which half precision loses none.
-        trained = trained.log_softmax(2)
-        known, void = trained[..., :-1].logsumexp(2, keepdim=True), trained[..., -1:]
-        return torch.cat((combined + known, void), 2)
+        return geometric_ensemble(
+            trained, class_logits(frozen, self.texts, self.rows_of_class, scale), share)
 
     def classify(self, backbone: OpenClipBackbone, features: Mapping[int, torch.Tensor],
                  pixel_features: torch.Tensor, predictions: Predictions,
@@ -166,23 +202,23 @@ class FrozenClipHead(PooledRegionHead):
         """
         Replace the class logits of predictions by those of the texts; embed the last one's masks.
 
-        features: of the backbone; predictions: (void bias [B, N, 1], mask logits) of each
+        features: of the backbone; predictions: (void share [B, N, 1], mask logits) of each
         decoder layer. In training the class logits are the trained ones, for the loss of every
         layer; else those of the last layer are the ensemble's and those of the others are left
         out. Masks get no gradient from their classes, as in FC-CLIP.
         """
         hidden = self.hidden(features, pixel_features)
         found = []
-        for void_bias, mask_logits in predictions if self.training else predictions[-1:]:
+        for void_share, mask_logits in predictions if self.training else predictions[-1:]:
             masks = soft_masks(mask_logits.detach(), tuple(hidden.shape[-2:]))
-            regions = self.embed(hidden, masks)
-            found.append((self.trained_logits(regions, void_bias), mask_logits))
+            regions = self.embed_masks(hidden, masks, void_share)
+            found.append((self.trained_logits(regions), mask_logits))
         embeddings = RegionEmbeddings(regions, self.text_features(hidden), self.scale)
         if self.training:
             return found, embeddings
         trained, mask_logits = found[-1]
         dense = backbone.dense(features)
         weights = cell_weights(mask_logits, tuple(dense.shape[-2:]), self.pooling)
-        embeddings.frozen = backbone.embed(dense, weights)
+        embeddings.frozen = backbone.embed(dense, weights, self.valid_masks)
         combined = self.ensemble(trained, embeddings.frozen, backbone.scale)
         return [(combined, mask_logits)], embeddings

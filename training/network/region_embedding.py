@@ -40,7 +40,8 @@ class RegionEmbeddings:
     What a region head says about a batch.
 
     regions [B, N, D]: rows of unit length. text_features [B, D, H/8, W/8]: not normalised; their
-    mean under a mask, at unit length, is the embedding of that region. scale: 1 / temperature, a
+    mean under a mask, at unit length, is the embedding of that region (with frozen_clip but for
+    what the query of a mask adds along the void embedding). scale: 1 / temperature, a
     learned number. frozen [B, N, D]: those of a frozen image tower, rows of unit length or, for
     empty regions, zeros; None where the network has none, and in training.
     """
