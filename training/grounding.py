@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from owseg_ros.language import default_vocabulary, TextEncoder
 from owseg_ros.language.book import embed_texts
 from owseg_training.class_texts import TEXT_SPACE

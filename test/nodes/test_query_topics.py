@@ -14,6 +14,7 @@
 """Asking the running node in words, over real DDS."""
 
 import json
+import time
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 import numpy as np
@@ -22,6 +23,7 @@ from owseg_ros.frame import image_to_array
 from owseg_ros.language import CachingTextEncoder, TextEncoderError
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.nodes.perception import PerceptionNode
+from owseg_ros.nodes.queries import REST_SECONDS
 import pytest
 from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -273,6 +275,30 @@ def test_a_flood_of_messages_ends_with_the_last(ros, asking):
         assert (mask[LEFT] == 0).all() and (mask[RIGHT] == NOTHING).all()
         wait_until(lambda: len(seen.pairs()) > first + 5)
     assert node.node._cameras[''].statistics.snapshot().bad_frames == 0
+
+
+def test_a_flood_is_taken_at_a_bounded_rate(ros, asking):
+    node = asking().ready()
+    numbers = iter(range(10 ** 6))
+    before = node.node._queries._queries.state.messages
+    start = time.monotonic()
+    while (elapsed := time.monotonic() - start) < 2.0:
+        node.publish(f'thing {next(numbers)}')
+        time.sleep(0.001)
+    last = f'thing {next(numbers) - 1}'
+    node.statuses.first(lambda message: json.loads(message.data)['active'] == [last])
+    taken = node.node._queries._queries.state.messages - before
+    # Up to three between two rests; most of what was sent is replaced before it is taken.
+    assert 2 < taken <= 3 * (elapsed / REST_SECONDS + 1) and taken < next(numbers) / 2
+
+
+def test_a_few_messages_are_never_put_off(ros, asking):
+    node = asking().ready()
+    for words in ('green', 'blue', 'red'):
+        start = time.monotonic()
+        node.publish(words)
+        node.statuses.first(lambda message: json.loads(message.data)['active'] == [words])
+        assert not node.node._queries._group._resting and time.monotonic() - start < 5
 
 
 def test_labels_of_a_stamp_tell_what_its_mask_answers(ros, asking):
