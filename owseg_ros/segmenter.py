@@ -68,7 +68,7 @@ from dataclasses import dataclass
 from functools import partial
 import os
 import time
-from typing import Any, Callable, Optional, Sequence, Union
+from typing import Any, Callable, Iterator, Optional, Sequence, Union
 
 import numpy as np
 from owseg_ros import render
@@ -336,6 +336,12 @@ class Segmenter:
         seen: of `run_network` of this segmenter; histories, stamps, result and errors as for
         `segment`. Frames of a camera must be read out in the order in which they were taken.
         """
+        return list(self.each_read_out(seen, histories, stamps))
+
+    def each_read_out(self, seen: NetworkPass,
+                      histories: Optional[Sequence[MaskHistory]] = None,
+                      stamps: Optional[Sequence[float]] = None) -> Iterator[Segmentation]:
+        """Yield what `read_out` returns, each frame as soon as it is done."""
         wanted, output, namer = seen.maps, seen.output, seen.namer
         maps = wanted - _NO_PICTURES
         settings = self.settings
@@ -349,7 +355,6 @@ class Segmenter:
         made = maps | {'anomaly_score', 'anomaly_mask'} if REGIONS in wanted else maps
         if taught is not None or TEACHABLE in wanted:
             made |= {'anomaly_mask'}
-        found = []
         for index, (frame, masks, probabilities) in enumerate(zip(
                 seen.frames, output.mask_logits, output.class_probabilities)):
             size = self.network_size
@@ -376,7 +381,7 @@ class Segmenter:
                 named = _named(result, components, compared, namer and namer.name(
                     regions.find(result.anomaly_mask)[1]))
             readout_ms = 1e3 * (time.perf_counter() - start)
-            found.append(Segmentation(
+            yield Segmentation(
                 **{name: getattr(result, name) for name in maps}, regions=named,
                 queries=queries, road_lost=result.road_lost,
                 taught=taught, taught_regions=compared,
@@ -392,8 +397,7 @@ class Segmenter:
                 network_size=self.network_size,
                 anomaly_range=settings.score.range(self.bundle.num_classes),
                 preprocess_ms=output.preprocess_ms,
-                network_ms=output.network_ms, readout_ms=readout_ms))
-        return found
+                network_ms=output.network_ms, readout_ms=readout_ms)
 
     def _compare(self, result: Maps, components: Sequence[Region], output: NetworkOutput,
                  index: int, taught: PreparedPrototypes,

@@ -69,6 +69,7 @@ class Engine(Protocol):
     description: name, where it runs and with how many threads, for people.
     input: size and normalisation of the network's input.
     status: what it is doing (engine.status).
+    on_gpu: whether a GPU runs the network now, so that the CPU is free for other work meanwhile.
 
     An engine serves one thread at a time: it reuses its buffers from call to call.
     """
@@ -77,11 +78,14 @@ class Engine(Protocol):
     description: str
     input: InputSpec  # noqa: A003
     status: EngineStatus
+    on_gpu: bool
 
     def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False,
               text_features: bool = False, region_embeddings: bool = True) -> NetworkOutput:
         """
         Run the network once on frames of any sizes; arrays of the result are the caller's.
+
+        They are read while the next frames are in the network, in another thread.
 
         The features must be there where they are asked for; region embeddings are left out
         where the network has none.

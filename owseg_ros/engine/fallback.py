@@ -62,6 +62,11 @@ class FallbackEngine:
         return self._machine.status
 
     @property
+    def on_gpu(self) -> bool:
+        """Return whether the engine that answers now runs on a GPU."""
+        return (self._better or self._serving).on_gpu
+
+    @property
     def description(self) -> str:
         """Return which engine answers now, and in place of which."""
         better = self._better

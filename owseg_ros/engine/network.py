@@ -45,6 +45,7 @@ class NetworkEngine(ABC):
 
     name = ''
     description = ''
+    on_gpu = False
     fixed_batch = 0
     largest_batch = 0
 

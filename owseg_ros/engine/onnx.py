@@ -102,6 +102,7 @@ class OnnxEngine(NetworkEngine):
         super().__init__(bundle)
         self.threads = threads or physical_cores()
         chosen = provider_list(providers)
+        self.on_gpu = chosen[0] != PROVIDERS['cpu']
         self._session = self._open(bundle.network, chosen)
         active = self._session.get_providers()
         unused = [name for name in providers if PROVIDERS[name] not in active]

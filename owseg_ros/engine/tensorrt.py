@@ -320,6 +320,7 @@ class TensorrtEngine(NetworkEngine):
     """
 
     name = 'tensorrt'
+    on_gpu = True
 
     def __init__(self, bundle: Bundle, options: TensorrtOptions, machine: StateMachine,
                  stopped: Callable[[], bool] = lambda: False) -> None:

@@ -49,16 +49,19 @@ class Snapshot:
     """
     The numbers of one camera at one moment.
 
-    Counts are since activation. Percentiles are NaN without frames, and those of the age also
-    when stamps and node clock do not belong together (a bag replayed without use_sim_time);
-    `clock_offset` is then their difference in seconds. `silent` is the number of seconds since
-    the last frame or activation, `since_bad` since the last bad frame (infinite: never).
+    Counts are since activation; `batched` are the frames out that shared their pass of the
+    network with those of other cameras. Percentiles are NaN without frames, and those of the
+    age also when stamps and node clock do not belong together (a bag replayed without
+    use_sim_time); `clock_offset` is then their difference in seconds. `silent` is the number of
+    seconds since the last frame or activation, `since_bad` since the last bad frame (infinite:
+    never).
     """
 
     frames_in: int
     frames_out: int
     drops: int
     skipped: int
+    batched: int
     bad_frames: int
     last_error: str
     rate_in_hz: float
@@ -79,6 +82,7 @@ class Snapshot:
             'frames_out': str(self.frames_out),
             'drops': str(self.drops),
             'skipped': str(self.skipped),
+            'batched': str(self.batched),
             'bad_frames': str(self.bad_frames),
             'last_error': self.last_error,
             'rate_in_hz': f'{self.rate_in_hz:.2f}',
@@ -111,7 +115,7 @@ class FrameStatistics:
         with self._lock:
             self._start = self._now()
             self._frames_in = self._frames_out = 0
-            self._drops = self._skipped = self._bad = 0
+            self._drops = self._skipped = self._batched = self._bad = 0
             self._last_error = ''
             self._last_in = self._last_bad = self._last_good = -math.inf
             self._arrivals: deque[float] = deque(maxlen=WINDOW_FRAMES)
@@ -143,15 +147,18 @@ class FrameStatistics:
             self._last_error = error
             self._last_bad = self._now()
 
-    def frame_out(self, age: float, latency: float, network_ms: float, readout_ms: float) -> None:
+    def frame_out(self, age: float, latency: float, network_ms: float, readout_ms: float,
+                  batched: bool = False) -> None:
         """
         Count a frame whose results were published.
 
         :param age: node clock minus stamp, in seconds.
         :param latency: seconds since the frame was received.
+        :param batched: whether frames of other cameras were in the same pass of the network.
         """
         with self._lock:
             self._frames_out += 1
+            self._batched += batched
             self._last_good = self._now()
             self._departures.append(self._last_good)
             self._latencies.append(1e3 * latency)
@@ -170,8 +177,9 @@ class FrameStatistics:
             now = self._now()
             return Snapshot(
                 frames_in=self._frames_in, frames_out=self._frames_out, drops=self._drops,
-                skipped=self._skipped, bad_frames=self._bad, last_error=self._last_error,
-                rate_in_hz=_rate(self._arrivals, now), rate_hz=_rate(self._departures, now),
+                skipped=self._skipped, batched=self._batched, bad_frames=self._bad,
+                last_error=self._last_error, rate_in_hz=_rate(self._arrivals, now),
+                rate_hz=_rate(self._departures, now),
                 age_ms=_percentiles(self._ages), latency_ms=_percentiles(self._latencies),
                 network_ms=_percentiles(self._network)[0],
                 readout_ms=_percentiles(self._readout)[0],

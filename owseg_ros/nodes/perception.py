@@ -14,21 +14,24 @@
 """
 The lifecycle node `perception`: camera images in, maps out.
 
-The executor only moves messages into the newest-frame slots; one worker thread converts,
-computes and publishes. Configuring loads and warms up the model, activating subscribes;
-deactivating keeps the model. A model that cannot be used leaves the node unconfigured, and it
-can be configured again when the parameter is right.
+The executor only moves messages into the newest-frame slots. One thread converts frames and runs
+the network; what follows, the readout and the messages, is done by it too or, while it goes on
+with the next frames, by a second one. Configuring loads and warms up the model, activating
+subscribes; deactivating keeps the model. A model that cannot be used leaves the node
+unconfigured, and it can be configured again when the parameter is right.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import dataclass
 from dataclasses import replace
 from pathlib import Path
 import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from owseg_ros.bundle import Bundle
@@ -56,21 +59,23 @@ from owseg_ros.nodes.diagnostics import WARN
 from owseg_ros.nodes.inputs import ImageInput
 from owseg_ros.nodes.outputs import CameraOutputs
 from owseg_ros.nodes.outputs import maps_of
+from owseg_ros.nodes.outputs import Output
 from owseg_ros.nodes.outputs import publish_outputs
 from owseg_ros.nodes.outputs import QUERY_MASK
 from owseg_ros.nodes.parameters import MODEL
 from owseg_ros.nodes.parameters import ParameterTable
 from owseg_ros.nodes.parameters import PERCEPTION
+from owseg_ros.nodes.pipeline import Pipeline
 from owseg_ros.nodes.process import run
 from owseg_ros.nodes.queries import open_encoder as open_installed_encoder
 from owseg_ros.nodes.queries import QueryTopics
 from owseg_ros.nodes.slot import FrameSlots
 from owseg_ros.nodes.slot import Pending
-from owseg_ros.nodes.slot import Worker
 from owseg_ros.nodes.teaching import TeachingTopics
 from owseg_ros.novelty.match import PreparedPrototypes
 from owseg_ros.readout.maps import ReadoutSettings
 from owseg_ros.readout.mask_history import MaskHistory
+from owseg_ros.segmenter import NetworkPass
 from owseg_ros.segmenter import readout_settings
 from owseg_ros.segmenter import Segmenter
 from owseg_ros.segmenter import TEACHABLE
@@ -108,6 +113,24 @@ class Camera:
             lambda message: node.receive(self, message))
 
 
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A frame of a camera, and the outputs that somebody wants of it."""
+
+    camera: Camera
+    pending: Pending
+    outputs: list[tuple[Output, Any]]
+    frame: Frame
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Frames that the network has seen together, in the order of its batch."""
+
+    requests: list[Request]
+    seen: NetworkPass
+
+
 class PerceptionNode(LifecycleNode):
     """
     Segments the images of one or more cameras with one network.
@@ -131,7 +154,7 @@ class PerceptionNode(LifecycleNode):
         self._warm_up_ms = 0.0
         self._cameras: dict[str, Camera] = {}
         self._slots = FrameSlots([])
-        self._worker: Worker | None = None
+        self._pipeline: Pipeline | None = None
         self._queries = QueryTopics(self, open_encoder, self._queries_are_live)
         self._labelling = threading.Lock()
         self._teaching = TeachingTopics(self, self._classes_are_live)
@@ -161,11 +184,11 @@ class PerceptionNode(LifecycleNode):
         return self._transition('configure', self._configure, state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe, start the worker and publish the labels."""
+        """Subscribe, start the threads and publish the labels."""
         return self._transition('activate', self._activate, state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe and stop the worker; the model stays loaded."""
+        """Unsubscribe and stop the threads; the model stays loaded."""
         return self._transition('deactivate', self._deactivate, state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -202,54 +225,77 @@ class PerceptionNode(LifecycleNode):
         fresh = self._slots.put(camera.name, message, stamp.sec + 1e-9 * stamp.nanosec)
         camera.statistics.frame_in(dropped=not fresh)
 
-    def _process(self, batch: list[Pending]) -> None:
+    def _begin(self, batch: list[Pending]) -> Work | None:
+        """Run the network on what somebody wants to see; None where that is nothing."""
+        unfinished = list(batch)
+        with self._watch(unfinished):
+            requests = []
+            for pending in batch:
+                camera = self._cameras[pending.camera]
+                outputs = camera.outputs.wanted(self._has_regions)
+                frame = self._frame(camera, pending.message) if outputs else None
+                if not outputs:
+                    camera.statistics.skip()
+                if frame is None:
+                    unfinished.remove(pending)
+                else:
+                    requests.append(Request(camera, pending, outputs, frame))
+            if requests:
+                maps = frozenset().union(*(maps_of(request.outputs) for request in requests))
+                if self._teaching.keeps_frames:
+                    maps |= {TEACHABLE}
+                return Work(requests, self._segmenter.run_network(
+                    [request.frame for request in requests], maps,
+                    lambda: self._queries.prepared, self._queries.namer,
+                    lambda: self._teaching.taught))
+        return None
+
+    def _finish(self, work: Work) -> None:
+        """Read frames out and publish what is wanted, one after the other."""
+        requests = work.requests
+        unfinished = [request.pending for request in requests]
+        with self._watch(unfinished):
+            results = self._segmenter.each_read_out(
+                work.seen, [request.camera.history for request in requests],
+                [request.pending.stamp for request in requests])
+            alpha = self._table['overlay_alpha']
+            for request, result in zip(requests, results):
+                camera, pending = request.camera, request.pending
+                header = pending.message.header
+                if any(output is QUERY_MASK for output, _ in request.outputs):
+                    self._publish_queries(camera, result.queries, header.stamp)
+                if result.taught is not None and result.taught is not camera.taught:
+                    # Nobody gets an id before its name.
+                    self._publish_labels()
+                if result.teachable is not None:
+                    self._teaching.remember(camera.name, header.stamp, result.teachable)
+                publish_outputs(request.outputs, result, request.frame, header, alpha)
+                camera.road_lost = result.road_lost
+                now = 1e-9 * self.get_clock().now().nanoseconds
+                camera.statistics.frame_out(
+                    now - pending.stamp, time.monotonic() - pending.received,
+                    result.network_ms, result.readout_ms, len(requests) > 1)
+                unfinished.remove(pending)
+
+    @contextmanager
+    def _watch(self, unfinished: list[Pending]) -> Iterator[None]:
+        """Report an error, for all frames that are unfinished then; the next may be better."""
         try:
-            self._segment_and_publish(batch)
+            yield
         except Exception as error:
             if not self.context.ok():
                 return
-            for pending in batch:
-                self._cameras[pending.camera].statistics.bad_frame(
-                    f'{type(error).__name__}: {error}')
+            for pending in unfinished:
+                camera = self._cameras.get(pending.camera)
+                if camera is not None:
+                    camera.statistics.bad_frame(f'{type(error).__name__}: {error}')
             self.get_logger().error(
                 f'frame not processed: {traceback.format_exc()}', throttle_duration_sec=5.0)
 
-    def _segment_and_publish(self, batch: list[Pending]) -> None:
-        work = []
-        for pending in batch:
-            camera = self._cameras[pending.camera]
-            outputs = camera.outputs.wanted(self._has_regions)
-            if not outputs:
-                camera.statistics.skip()
-                continue
-            frame = self._frame(camera, pending.message)
-            if frame is not None:
-                work.append((camera, pending, outputs, frame))
-        if not work:
-            return
-        maps = frozenset().union(*(maps_of(outputs) for _, _, outputs, _ in work))
-        if self._teaching.keeps_frames:
-            maps |= {TEACHABLE}
-        results = self._segmenter.segment(
-            [frame for *_, frame in work], maps, [camera.history for camera, *_ in work],
-            [pending.stamp for _, pending, *_ in work], lambda: self._queries.prepared,
-            self._queries.namer, lambda: self._teaching.taught)
-        alpha = self._table['overlay_alpha']
-        for (camera, pending, outputs, frame), result in zip(work, results):
-            header = pending.message.header
-            if any(output is QUERY_MASK for output, _ in outputs):
-                self._publish_queries(camera, result.queries, header.stamp)
-            if result.taught is not None and result.taught is not camera.taught:
-                # Nobody gets an id before its name.
-                self._publish_labels()
-            if result.teachable is not None:
-                self._teaching.remember(camera.name, header.stamp, result.teachable)
-            publish_outputs(outputs, result, frame, header, alpha)
-            camera.road_lost = result.road_lost
-            now = 1e-9 * self.get_clock().now().nanoseconds
-            camera.statistics.frame_out(
-                now - pending.stamp, time.monotonic() - pending.received,
-                result.network_ms, result.readout_ms)
+    def _overlaps(self) -> bool:
+        mode, segmenter = self._table['pipeline'], self._segmenter
+        return mode == 'on' or (
+            mode == 'auto' and segmenter is not None and segmenter.engine.on_gpu)
 
     def _publish_queries(self, camera: Camera, queries: PreparedQueries | None,
                          stamp: Any) -> None:
@@ -333,9 +379,9 @@ class PerceptionNode(LifecycleNode):
         if result != SUCCESS:
             return result
         self._slots = FrameSlots(
-            list(self._cameras), self._table['stamp_tolerance'],
-            self._table['batch_wait'])
-        self._worker = Worker(self._slots, self._process)
+            list(self._cameras), self._table['max_skew'], self._table['batch_wait'],
+            self._table['max_batch'])
+        self._pipeline = Pipeline(self._slots, self._begin, self._finish, self._overlaps)
         self._publish_labels()
         for camera in self._cameras.values():
             camera.statistics.reset()
@@ -343,7 +389,7 @@ class PerceptionNode(LifecycleNode):
             camera.road_lost = False
             camera.input.open()
             self.get_logger().info(f'camera {camera.input.topic}')
-        self._worker.start()
+        self._pipeline.start()
         self._enter('active')
         self._queries_are_live()
         return SUCCESS
@@ -377,9 +423,9 @@ class PerceptionNode(LifecycleNode):
     def _stop_work(self, timeout: float = 10.0) -> None:
         for camera in self._cameras.values():
             camera.input.close()
-        if self._worker is not None and not self._worker.stop(timeout):
+        if self._pipeline is not None and not self._pipeline.stop(timeout):
             self.get_logger().warning(f'a frame was still in work after {timeout} s')
-        self._worker = None
+        self._pipeline = None
 
     def _release(self, timeout: float = 10.0) -> None:
         self._stop_work(timeout)
@@ -404,7 +450,7 @@ class PerceptionNode(LifecycleNode):
             precision=self._table['tensorrt_precision'],
             calibration=self._table['tensorrt_calibration'] or None,
             cache=self._table['tensorrt_cache'] or None,
-            max_batch=len(self._table['cameras']))
+            max_batch=self._table['max_batch'] or len(self._table['cameras']))
 
     def _settings(self, bundle: Bundle, changed: Mapping[str, Any] = {}) -> ReadoutSettings:
         values = {

@@ -29,7 +29,8 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-THREAD_NAMES = frozenset({'camera', 'perception', 'queries', 'teaching', 'diagnostics'})
+THREAD_NAMES = frozenset({
+    'camera', 'perception', 'readout', 'queries', 'teaching', 'diagnostics'})
 """Names of the threads of our nodes."""
 
 SPIN_SECONDS = 0.2

@@ -11,17 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The newest frame of each camera, and the thread that works on them."""
+"""The newest frame of each camera, and which of them are next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 import threading
 import time
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pending:
     """A frame that waits: its camera, the message, its stamp and when it came (seconds)."""
 
@@ -36,34 +36,39 @@ class FrameSlots:
     One slot per camera that holds the newest frame; a frame not taken in time is dropped.
 
     `take` hands out the frame of the camera that was served longest ago, together with the
-    frames of the other cameras that carry the same stamp, so that synchronised cameras share a
+    frames of the other cameras that are of the same moment, so that synchronised cameras share a
     batch and the others take turns. Frames of synchronised cameras come a few milliseconds
-    apart: when the previous frames of two cameras agreed, `take` waits up to `batch_wait`
-    seconds for the partner.
+    apart: a camera whose last frame was of the same moment as that of another is expected to
+    send its next one too, and `take` waits up to `batch_wait` seconds for it. A camera that
+    stops is so waited for once.
 
     :param cameras: names of the cameras.
-    :param tolerance: stamps that differ by no more than this many seconds agree.
+    :param max_skew: stamps that differ by no more than this many seconds are of one moment.
     :param batch_wait: longest time to wait for the frame of a synchronised camera, in seconds.
+    :param max_batch: most frames of one batch; 0 for any number.
     """
 
-    def __init__(self, cameras: Sequence[str], tolerance: float = 0.005,
-                 batch_wait: float = 0.01) -> None:
-        self.tolerance = tolerance
+    def __init__(self, cameras: Sequence[str], max_skew: float = 0.005,
+                 batch_wait: float = 0.01, max_batch: int = 0) -> None:
+        self.max_skew = max_skew
         self.batch_wait = batch_wait
+        self.max_batch = max_batch or len(cameras)
         self._changed = threading.Condition()
         self._pending: dict[str, Pending] = {}
         self._order = list(cameras)
         self._stamps: dict[str, float] = {}
-        self._partners: dict[str, frozenset[str]] = dict.fromkeys(cameras, frozenset())
+        self._expected: dict[str, frozenset[str]] = dict.fromkeys(cameras, frozenset())
         self._closed = False
 
     def put(self, camera: str, message: Any, stamp: float) -> bool:
         """Store a frame; return False when it replaced one that was never taken (a drop)."""
         with self._changed:
             last = self._stamps.get(camera)
-            self._partners[camera] = frozenset() if last is None else frozenset(
+            # Where the newest frame of another camera is of the moment of the last one of this,
+            # its frame of this moment is yet to come.
+            self._expected[camera] = frozenset() if last is None else frozenset(
                 other for other, other_stamp in self._stamps.items()
-                if other != camera and abs(other_stamp - last) <= self.tolerance)
+                if other != camera and self._together(other_stamp, last))
             self._stamps[camera] = stamp
             fresh = camera not in self._pending
             self._pending[camera] = Pending(camera, message, stamp, time.monotonic())
@@ -77,16 +82,15 @@ class FrameSlots:
             if self._closed:
                 return []
             first = next(camera for camera in self._order if camera in self._pending)
-            deadline = self._pending[first].received + self.batch_wait
-            self._changed.wait_for(
-                lambda: self._closed or self._partners[first] <= self._pending.keys(),
-                max(0.0, deadline - time.monotonic()))
+            if self.max_batch > 1:
+                self._await_others(first)
             if self._closed:
                 return []
             stamp = self._pending[first].stamp
-            batch = [self._pending[first]] + [
-                frame for camera, frame in self._pending.items()
-                if camera != first and abs(frame.stamp - stamp) <= self.tolerance]
+            others = [self._pending[camera] for camera in self._order
+                      if camera != first and camera in self._pending
+                      and self._together(self._pending[camera].stamp, stamp)]
+            batch = [self._pending[first], *others[:self.max_batch - 1]]
             for frame in batch:
                 del self._pending[frame.camera]
                 self._order.remove(frame.camera)
@@ -100,33 +104,24 @@ class FrameSlots:
             self._pending.clear()
             self._changed.notify_all()
 
+    def _together(self, stamp: float, other: float) -> bool:
+        return abs(stamp - other) <= self.max_skew
 
-class Worker:
-    """
-    The one thread that takes batches out of the slots and processes them.
+    def _await_others(self, first: str) -> None:
+        """Wait for the frames that are expected to share a batch with that of a camera."""
+        end = time.monotonic() + self.batch_wait
+        while not self._closed:
+            left = min(end, self._due(first)) - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.wait(left)
 
-    :param slots: where the frames wait.
-    :param process: called with each batch; it must handle its own errors.
-    :param name: name of the thread.
-    """
-
-    def __init__(self, slots: FrameSlots, process: Callable[[list[Pending]], None],
-                 name: str = 'perception') -> None:
-        self._slots = slots
-        self._process = process
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self, timeout: float = 10.0) -> bool:
-        """Let the current batch finish and end the thread; False when it did not end in time."""
-        self._slots.close()
-        if self._thread is not threading.current_thread() and self._thread.is_alive():
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        while batch := self._slots.take():
-            self._process(batch)
+    def _due(self, first: str) -> float:
+        """Return until when a frame is expected that shares a batch with that of a camera."""
+        moments = [0.0]
+        for camera, frame in self._pending.items():
+            for other in self._expected[camera]:
+                if first in (camera, other) and (other not in self._pending or not self._together(
+                        self._pending[other].stamp, frame.stamp)):
+                    moments.append(frame.received + self.batch_wait)
+        return max(moments)

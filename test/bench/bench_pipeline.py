@@ -23,11 +23,11 @@ machine falls on all of them alike.  Prints a table and, with --json, all number
     python test/bench/bench_pipeline.py --rates 100 --variant on:pipeline=on off:pipeline=off
     python test/bench/bench_pipeline.py --cameras front left --rates 10 --trace out/timeline
 
-Counted as what: `network` is the engine's pass from packed input to outputs, p50 over the frames of
-the case; `readout` makes the maps; `node` is all else between a frame in the slot and its last map
-published (conversion, packing, checks, messages, waiting for the interpreter).  `age` is from
-the stamp of the camera to the moment when the last map was published, `arrival` to that in
-which the listener has it.
+Counted as what: `network` is the engine's pass from packed input to outputs, p50 over the frames
+of the case; `readout` makes the maps; all else lies between the arrival of a frame and the
+publication of its last map (waiting in its slot, conversion, packing, checks, messages).  `age`
+is from the stamp of the camera to that publication, `arrival` to the moment when the listener has
+a map.
 """
 
 from __future__ import annotations

@@ -339,13 +339,13 @@ def test_all_cameras_answer_one_set(ros, asking):
 def test_query_maps_are_computed_while_somebody_listens(ros, asking):
     node = asking(queries='green').ready()
     asked = []
-    segment = node.node._segmenter.segment
+    run_network = node.node._segmenter.run_network
 
-    def segment_and_remember(frames, maps, *more):
+    def run_and_remember(frames, maps, *more):
         asked.append(maps)
-        return segment(frames, maps, *more)
+        return run_network(frames, maps, *more)
 
-    node.node._segmenter.segment = segment_and_remember
+    node.node._segmenter.run_network = run_and_remember
     classes = ros.collect(Image, 'semantic/mask')
     with node.stream():
         classes.first()

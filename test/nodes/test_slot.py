@@ -16,8 +16,6 @@
 import threading
 
 from owseg_ros.nodes.slot import FrameSlots
-from owseg_ros.nodes.slot import Worker
-from support.dds import wait_until
 
 
 def names(batch):
@@ -51,7 +49,7 @@ def test_a_camera_that_is_silent_does_not_hold_up_the_others():
 
 
 def test_frames_with_one_stamp_make_a_batch():
-    slots = FrameSlots(['a', 'b', 'c'], tolerance=0.005)
+    slots = FrameSlots(['a', 'b', 'c'], max_skew=0.005)
     slots.put('c', 0, 10.004)
     slots.put('a', 0, 10.0)
     slots.put('b', 0, 10.2)
@@ -60,7 +58,7 @@ def test_frames_with_one_stamp_make_a_batch():
 
 
 def test_the_partner_of_a_synchronised_camera_is_waited_for():
-    slots = FrameSlots(['a', 'b'], tolerance=0.005, batch_wait=60.0)
+    slots = FrameSlots(['a', 'b'], max_skew=0.005, batch_wait=60.0)
     slots.put('a', 0, 1.0)
     slots.put('b', 0, 1.001)
     assert sorted(names(slots.take())) == ['a', 'b']
@@ -72,7 +70,7 @@ def test_the_partner_of_a_synchronised_camera_is_waited_for():
 
 
 def test_a_partner_that_stops_is_waited_for_once_at_most():
-    slots = FrameSlots(['a', 'b'], tolerance=0.005, batch_wait=0.01)
+    slots = FrameSlots(['a', 'b'], max_skew=0.005, batch_wait=0.01)
     slots.put('a', 0, 1.0)
     slots.put('b', 0, 1.0)
     slots.take()
@@ -83,23 +81,52 @@ def test_a_partner_that_stops_is_waited_for_once_at_most():
     assert names(slots.take()) == ['a']
 
 
-def test_the_worker_processes_and_stops():
-    slots, seen = FrameSlots(['']), []
-    worker = Worker(slots, lambda batch: seen.append(batch[0].message))
-    worker.start()
-    for number in range(5):
-        slots.put('', number, float(number))
-        wait_until(lambda: seen and seen[-1] == number)
-    assert worker.stop()
-    slots.put('', 'too late', 9.0)
-    assert 'too late' not in seen
+def test_the_frame_that_is_due_is_waited_for_although_an_older_one_is_there():
+    """Under load cameras in step stay in step: the newest frame of both makes the batch."""
+    slots = FrameSlots(['a', 'b'], max_skew=0.005, batch_wait=60.0)
+    for stamp in (1.0, 2.0):
+        slots.put('a', stamp, stamp)
+        slots.put('b', stamp, stamp + 0.001)
+    slots.put('a', 3.0, 3.0)
+    late = threading.Timer(0.05, slots.put, ('b', 3.0, 3.001))
+    late.start()
+    assert [(pending.camera, pending.message) for pending in slots.take()] == [
+        ('a', 3.0), ('b', 3.0)]
+    late.join()
 
 
-def test_stopping_waits_for_the_batch_in_progress():
-    slots, release, done = FrameSlots(['']), threading.Event(), []
-    worker = Worker(slots, lambda batch: (release.wait(20.0), done.append(batch)))
-    worker.start()
-    slots.put('', 0, 0.0)
-    threading.Timer(0.05, release.set).start()
-    assert worker.stop()
-    assert len(done) == 1
+def test_a_frame_that_was_served_alone_is_not_waited_for_again():
+    slots = FrameSlots(['a', 'b'], max_skew=0.005, batch_wait=0.01)
+    for camera in 'ab':
+        slots.put(camera, 0, 1.0)
+    slots.take()
+    slots.put('a', 1, 2.0)
+    assert names(slots.take()) == ['a']
+    slots.batch_wait = 60.0
+    slots.put('b', 1, 2.0)
+    assert names(slots.take()) == ['b']
+
+
+def test_a_faster_camera_does_not_starve_a_slower_one():
+    slots = FrameSlots(['fast', 'slow'], batch_wait=60.0)
+    served = []
+    for step in range(12):
+        slots.put('fast', step, 0.1 * step)
+        if step % 3 == 0:
+            slots.put('slow', step, 0.1 * step + 0.05)
+        served += names(slots.take())
+    assert served.count('slow') == 4 and served.count('fast') == 8
+
+
+def test_a_batch_has_no_more_frames_than_it_may():
+    slots = FrameSlots(['a', 'b', 'c'], max_batch=2)
+    for step in range(2):
+        for camera in 'abc':
+            slots.put(camera, step, float(step))
+        assert len(slots.take()) == 2
+    assert names(slots.take()) == ['b']
+    alone = FrameSlots(['a', 'b'], batch_wait=60.0, max_batch=1)
+    for step in range(3):
+        for camera in 'ab':
+            alone.put(camera, step, float(step))
+        assert names(alone.take()) == ['ab'[step % 2]]
