@@ -13,6 +13,7 @@
 # limitations under the License.
 """Several cameras with one network, and the two threads that frames go through."""
 
+import itertools
 import threading
 import time
 
@@ -23,6 +24,7 @@ from owseg_ros.engine.contract import EngineError
 from owseg_ros.frame import image_to_array
 from owseg_ros.nodes.perception import PerceptionNode
 import pytest
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from support.dds import ImagePublisher
@@ -118,14 +120,20 @@ def test_cameras_out_of_step_take_turns(ros, cameras, slow):
     """Both send faster than the network runs, and not at one moment."""
     work = cameras('front', 'left', model=slow)
     rate = min(60.0, 2e3 / work.node._warm_up_ms)
-    turn = iter(range(1 << 30))
-    with Repeater(lambda: work.send(('front', 'left')[next(turn) % 2]), 2 * rate):
+    turn, begin = itertools.count(), ros.client.get_clock().now()
+
+    def send():
+        number = next(turn)
+        stamp = begin + Duration(nanoseconds=int(5e8 * number / rate))
+        work.send(('front', 'left')[number % 2], stamp.to_msg())
+
+    with Repeater(send, 2 * rate):
         wait_until(lambda: len(work.passes) >= 16)
     assert {count for count, *_ in work.passes} == {1}
     front, left = work.numbers('front'), work.numbers('left')
     assert abs(front.frames_out - left.frames_out) <= 4
     assert front.drops > 0 and left.drops > 0
-    assert front.age_ms[0] > 0 and left.age_ms[0] > 0
+    assert front.age_ms[0] > 0 and left.age_ms[0] > 0 and front.batched == left.batched == 0
 
 
 def test_a_faster_camera_does_not_starve_a_slower_one(ros, cameras, slow):
