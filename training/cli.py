@@ -236,13 +236,21 @@ def _open_world(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from owseg_training import tensorrt_support
-    from owseg_training.export import export_bundle
+    from owseg_training.bundle_network import BUNDLE
+    from owseg_training.export import export_bundle, ExportError
+    from owseg_training.taught_bundle import add_metric_head
 
-    bundle = export_bundle(
-        options.run, options.out, data=options.data, frames=options.check_frames,
-        before=options.before, size=options.size, batch=options.batch,
-        precision=options.precision, calibration_frames=options.calibration_frames,
-        int8_runtime=options.int8_runtime, text_encoder=options.text_encoder)
+    if (options.run / BUNDLE).is_dir():
+        if options.size or options.batch or options.before or options.precision != 'fp32':
+            raise ExportError(f'{options.run} holds a metric head for a bundle, whose network '
+                              'stays as it is; leave the options out')
+        bundle = add_metric_head(options.run, options.out, options.data)
+    else:
+        bundle = export_bundle(
+            options.run, options.out, data=options.data, frames=options.check_frames,
+            before=options.before, size=options.size, batch=options.batch,
+            precision=options.precision, calibration_frames=options.calibration_frames,
+            int8_runtime=options.int8_runtime, text_encoder=options.text_encoder)
     print(tensorrt_support.check(bundle.network).text())
     print(f'wrote {bundle.path}: network {bundle.network_sha256[:12]}, '
           f'anomaly threshold {bundle.anomaly.threshold:.3f} '
@@ -566,7 +574,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     metric = stages.add_parser('metric', help='train embeddings that tell regions apart, to teach '
                                               'classes by example')
-    metric.add_argument('--start', type=Path, required=True, help='folder of the trained run')
+    metric.add_argument('--start', type=Path, required=True,
+                        help='folder of the trained run, or of a bundle')
     metric.add_argument('--config', default='camvid_small_metric', help='recipe name or path')
     metric.add_argument('--out', type=Path, required=True, help='folder of the new run')
     _add_training_options(metric)

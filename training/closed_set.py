@@ -27,6 +27,7 @@ import time
 from typing import Any
 
 import numpy as np
+from owseg_training.bundle_network import BUNDLE
 from owseg_training.class_texts import clip_class_texts, TEXT_SPACE
 from owseg_training.config import Config, config_from_dict, ConfigError, NetworkConfig
 from owseg_training.data.datasets import read_image
@@ -474,9 +475,13 @@ def load_network(folder: str | Path) -> tuple[MaskClassifier, Config]:
     """
     Load the averaged weights of a run, finished or not, in evaluation mode.
 
-    Raises FileNotFoundError when the folder holds no run.
+    Raises FileNotFoundError when the folder holds no run, ConfigError when it is one of a head on
+    a bundle.
     """
     folder = Path(folder)
+    if (folder / BUNDLE).is_dir():
+        raise ConfigError(f'{folder} holds a metric head for a bundle and no network of its own; '
+                          'owseg-train export adds it to the bundle')
     config = config_from_dict(yaml.safe_load((folder / 'config.yaml').read_text()))
     config.network.pretrained = None
     finished = folder / 'model.safetensors'

@@ -48,6 +48,7 @@ from owseg_training.history import stages_of
 from owseg_training.language import choose_threshold, language_section
 from owseg_training.network import MaskClassifier
 from owseg_training.network.frozen_clip import FROZEN_CLIP
+from owseg_training.network.metric_head import MetricHead
 from owseg_training.prototypes import KNOWN_PROTOTYPES
 import torch
 from torch import nn
@@ -331,7 +332,7 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
         card.write_text('The figures are being measured.\n')
         files = {'network.onnx': onnx_path, 'MODEL_CARD.md': card}
         if network.metric_head is not None:
-            files |= _novelty_files(network, run, Path(folder))
+            files |= novelty_files(network.metric_head, run, Path(folder))
         if precision != 'fp32':
             whole = Segmenter(write_bundle(Path(folder) / 'whole', manifest, files))
             files['network.onnx'] = Path(folder) / f'{precision}.onnx'
@@ -359,14 +360,8 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
                 LanguageReader(segmenter, encoder), there.closed[0])
             segmenter = Segmenter(write_bundle(measured, manifest, files))
         if network.metric_head is not None and there.closed:
-            chosen = novelty.choose_threshold(
-                embed_labels(segmenter, there.closed[0], frames=novelty.FRAMES),
-                f'{min(novelty.FRAMES, len(there.closed[0].items))} frames of '
-                f'{_title(there.closed[0])}')
-            if chosen is not None:
-                section = manifest['novelty']
-                section['threshold'], section['operating_point'] = chosen
-                segmenter = Segmenter(write_bundle(measured, manifest, files))
+            manifest['novelty'] |= novelty_threshold(segmenter, there.closed[0])
+            segmenter = Segmenter(write_bundle(measured, manifest, files))
         figures |= measure(segmenter, there)
         if before is not None:
             earlier = load_bundle(before).figures
@@ -380,13 +375,24 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
     return load_bundle(out)
 
 
-def _novelty_files(network: MaskClassifier, run: Path, folder: Path) -> dict[str, Path]:
-    """Write the metric head; return it and the prototypes of the run by their names."""
+def novelty_threshold(segmenter: Segmenter, data_set: DataSet) -> dict[str, Any]:
+    """Return threshold and operating_point of the section novelty, {} where none can be chosen."""
+    count = min(novelty.FRAMES, len(data_set.items))
+    chosen = novelty.choose_threshold(
+        embed_labels(segmenter, data_set, frames=count), f'{count} frames of {_title(data_set)}')
+    return {} if chosen is None else dict(zip(('threshold', 'operating_point'), chosen))
+
+
+def novelty_files(head: MetricHead, run: Path, folder: Path) -> dict[str, Path]:
+    """
+    Write the metric head of a run to a folder; return it and the run's prototypes by their names.
+
+    Raises ExportError where the run did not come to its end, or ONNX differs from torch.
+    """
     known, path = run / KNOWN_PROTOTYPES, folder / novelty.METRIC_HEAD
     if not known.is_file():
         raise ExportError(f'{known} is missing: the run did not come to its end; start the same '
                           'owseg-train metric again')
-    head = network.metric_head
     novelty.export_metric_head(head, path, OPSET)
     means = np.random.default_rng(0).normal(
         0, 3, (7, head.layers[0].in_features)).astype(np.float32)

@@ -19,6 +19,8 @@ from __future__ import annotations
 from pathlib import Path
 import shutil
 
+from owseg_ros.bundle import load_bundle, MANIFEST
+from owseg_training.bundle_network import BUNDLE, BundleNetwork
 from owseg_training.circle_loss import circle_loss
 from owseg_training.class_regions import class_masks
 from owseg_training.class_texts import TEXT_SPACE
@@ -81,30 +83,45 @@ class MetricTraining(ClosedSetTraining):
     Training of the metric head alone; folder and resuming as for ClosedSetTraining.
 
     start: folder of a run; its network gets a metric head where it has none, all else stays
-    exactly as it is and runs in evaluation mode.  At the end the prototypes of the known classes
-    go to known_prototypes.npz, see prototypes.known_prototypes.
-    Raises ConfigError when the start has other classes than the data set.
+    exactly as it is and runs in evaluation mode.  Or folder of a bundle, whose network is run by
+    ONNX Runtime; the run keeps a copy of it, to which export adds the head.  At the end the
+    prototypes of the known classes go to known_prototypes.npz, see prototypes.known_prototypes.
+    Raises ConfigError when the start has other classes than the data set, or is a bundle of which
+    BundleNetwork cannot be made, or of another size than the data.
     """
 
     def __init__(self, config: Config, folder: str | Path, start: str | Path,
                  device: str | None = None) -> None:
-        self._start, start_config = load_network(start)
-        config.network = start_config.network
-        config.data.hidden = start_config.data.hidden
         config.stage = 'metric'
+        if (Path(start) / MANIFEST).is_file():
+            self._start = BundleNetwork(load_bundle(start))
+            self._start.check_size(config.data)
+        else:
+            self._start, start_config = load_network(start)
+            config.network = start_config.network
+            config.data.hidden = start_config.data.hidden
         super().__init__(config, folder, device)
         if self.processes.first:
+            self._keep_start(start)
+
+    def _keep_start(self, start: str | Path) -> None:
+        if isinstance(self._start, BundleNetwork):
+            shutil.copytree(start, self.folder / BUNDLE, dirs_exist_ok=True)
+        else:
             record_start(start, self.folder)
             if (Path(start) / TEXT_SPACE).is_file():
                 shutil.copyfile(Path(start) / TEXT_SPACE, self.folder / TEXT_SPACE)
 
-    def _make_network(self, num_classes: int) -> MaskClassifier:
+    def _make_network(self, num_classes: int) -> MaskClassifier | BundleNetwork:
         network = self._start
         if network.num_classes != num_classes:
             raise ConfigError(f'the start has {network.num_classes} classes, '
                               f'{self.data_set.title} has {num_classes}')
         network.add_metric_head(self.config.metric.dim)
-        _, self.parameters = freeze_except(network, ['metric_head'])
+        if isinstance(network, BundleNetwork):
+            self.parameters = sum(p.numel() for p in network.parameters())
+        else:
+            _, self.parameters = freeze_except(network, ['metric_head'])
         if not self.config.metric.class_weight:
             network.metric_head.classifier.requires_grad_(False)
         self.trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)

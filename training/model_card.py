@@ -26,7 +26,7 @@ _COMMANDS = {
     'outliers': 'owseg-train outliers --config {name}_outliers --start <run> --out <run>',
     'grounding': 'owseg-train grounding --config {name}_grounding --start <run> --out <run>',
     'mca': 'owseg-train mca --config {name}_mca --start <run> --out <run>',
-    'metric': 'owseg-train metric --config {name}_metric --start <run> --out <run>',
+    'metric': 'owseg-train metric --config {name}_metric --start <run or bundle> --out <run>',
 }
 
 
@@ -190,6 +190,29 @@ def _limits(stages: Sequence[Stage]) -> str:
     return f'- {seen} {alone}{_CAMVID}{words}'
 
 
+def _taught(novelty: dict[str, Any] | None) -> str:
+    return '' if novelty is None else (
+        f"\n- **Taught classes**: embeddings of {novelty['dim']} numbers, least cosine "
+        f"{novelty['threshold']:g}:\n  {novelty['operating_point']}.")
+
+
+_LICENCE, _LIMITS = '\n- **Licence of the weights**', '\n\n## Limits\n'
+
+
+def add_metric_head(card: str, novelty: dict[str, Any], stage: Stage) -> str:
+    """
+    Return a bundle's model card with the metric head that it was given later.
+
+    novelty: section of the manifest; stage: its training.  Raises ValueError for a card that is
+    not as `render` writes it.
+    """
+    for anchor in (_LICENCE, _LIMITS):
+        if card.count(anchor) != 1:
+            raise ValueError(f'the model card has no single {anchor.strip()!r}')
+    return card.replace(_LICENCE, _taught(novelty) + _LICENCE).replace(
+        _LIMITS, f'\n\n{_stage(stage)}{_LIMITS}')
+
+
 def render(manifest: dict[str, Any], stages: Sequence[Stage],
            closed: Sequence[tuple[str, str]]) -> str:
     """
@@ -217,6 +240,7 @@ def render(manifest: dict[str, Any], stages: Sequence[Stage],
     words = '' if language is None else (
         f"\n- **Words**: text space {language['space']}, {len(language['background'])} things in "
         f"the background, threshold {language['threshold']:g}:\n  {language['operating_point']}.")
+    taught = _taught(manifest.get('novelty'))
     return f"""# {manifest['name']} {manifest['version']}
 
 {manifest['description']}
@@ -224,7 +248,7 @@ def render(manifest: dict[str, Any], stages: Sequence[Stage],
 - **Input**: RGB, stretched to {source['width']}x{source['height']}, ImageNet statistics.
 - **Precision**: {provenance['precision']}.
 - **Size**: {provenance['parameters']:,} parameters.
-- **Threshold**: {anomaly['threshold']}, {anomaly['operating_point']}.{words}
+- **Threshold**: {anomaly['threshold']}, {anomaly['operating_point']}.{words}{taught}
 - **Licence of the weights**: {manifest['license']}{camvid}.
 - **Training data**: {provenance['training_data']}.
 - **Initialisation**: {provenance['initialisation']}.

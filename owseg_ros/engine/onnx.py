@@ -136,12 +136,17 @@ class OnnxEngine(NetworkEngine):
         """Return a session without the region head, None where it would hardly be smaller."""
         if providers != [PROVIDERS['cpu']] or not self._embeddings:
             return None
+        # A graph in memory cannot tell where its weights are that lie in files of their own.
+        network = self.bundle.network
+        if any(path.name.startswith(network.name) and path.name != network.name
+               for path in network.parent.iterdir()):
+            return None
         others = set(filter(None, self.bundle.outputs.values())) - self._embeddings
         try:
-            graph, share = subgraph(self.bundle.network.read_bytes(), others)
+            graph, share = subgraph(network.read_bytes(), others)
         except (OSError, ValueError) as error:
             raise EngineError(
-                f'{self.bundle.network}: {error}; it changed while it was loaded: load the model '
+                f'{network}: {error}; it changed while it was loaded: load the model '
                 'again') from error
         return self._open(graph, providers) if share <= 1 - _WORTH_A_SESSION else None
 
