@@ -64,7 +64,7 @@ Classes taught by example, where the bundle has a metric head::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 import os
 import time
@@ -260,12 +260,13 @@ class Segmenter:
 
         maps: names of the maps to compute, see ALL_MAPS, QUERY_MAPS, REGIONS, FEATURES and
         TEACHABLE; the others are None. queries: what the query maps answer, prepared for this
-        bundle; None for nothing. A function that returns them is called when the network has
-        run, so that what is asked for meanwhile is answered by this very frame. Where the
-        network has text features, anomalous regions answer them too (language.regions). namer:
-        of the regions; None leaves them unknown. taught: classes that regions are compared with
-        (novelty.prepare), also where there are none yet; they have their ids in the semantic map
-        and their names among the regions, before those of the namer, and anomalous pixels of
+        bundle; None for nothing. A function that returns them is called before the network runs
+        and again after it, so that what is asked for meanwhile is answered by this very frame;
+        where there was nothing before, the network runs once more, with its region head. Where
+        the network has text features, anomalous regions answer them too (language.regions).
+        namer: of the regions; None leaves them unknown. taught: classes that regions are compared
+        with (novelty.prepare), also where there are none yet; they have their ids in the semantic
+        map and their names among the regions, before those of the namer, and anomalous pixels of
         none of them are 254 in the semantic map whatever the settings. None compares nothing; a
         function that returns them is called when the network has run, where the bundle has a
         metric head.
@@ -305,8 +306,10 @@ class Segmenter:
         wanted = frozenset((maps,)) if isinstance(maps, str) else frozenset(maps)
         maps = check_maps(wanted - _NO_PICTURES)
         frames = tuple(_as_frame(frame) for frame in frames)
-        late = callable(queries) and bool(maps & QUERY_MAPS)
-        asked = self._asked(maps, None if callable(queries) else queries)
+        if not maps & QUERY_MAPS:
+            queries = None
+        late = callable(queries)
+        asked = self._asked(maps, queries() if late else queries)
         if REGIONS not in wanted:
             namer = None
         elif namer is not None:
@@ -320,13 +323,26 @@ class Segmenter:
         if FEATURES in wanted and not self.bundle.outputs['pixel_features']:
             raise NoveltyError(f'{self.bundle.name} has no pixel features: use a bundle whose '
                                'manifest names that output')
-        answers = late or asked is not None
+        features = taught is not None or bool(wanted & {FEATURES, TEACHABLE})
+        output, embeds = self._infer(frames, asked, namer, features)
+        if late and asked is None:
+            meanwhile = queries()
+            asked = self._asked(maps, meanwhile)
+            if asked is None:
+                queries = meanwhile
+            else:
+                spent = output.network_ms
+                output, embeds = self._infer(frames, asked, namer, features)
+                output = replace(output, network_ms=spent + output.network_ms)
+        return NetworkPass(frames, output, wanted, queries, namer, taught, embeds)
+
+    def _infer(self, frames: tuple[Frame, ...], asked: Optional[PreparedQueries],
+               namer: Optional[RegionNamer], features: bool) -> tuple[NetworkOutput, bool]:
+        """Run the parts of the network that are needed; return whether regions have texts."""
+        answers = asked is not None
         embeds = namer is not None or answers and bool(self.bundle.outputs['text_features'])
-        output = self.engine.infer(frames, region_embeddings=answers, text_features=embeds,
-                                   pixel_features=taught is not None or bool(
-                                       wanted & {FEATURES, TEACHABLE}))
-        return NetworkPass(frames, output, wanted, queries if maps & QUERY_MAPS else None,
-                           namer, taught, embeds)
+        return self.engine.infer(frames, region_embeddings=answers, text_features=embeds,
+                                 pixel_features=features), embeds
 
     def read_out(self, seen: NetworkPass, histories: Optional[Sequence[MaskHistory]] = None,
                  stamps: Optional[Sequence[float]] = None) -> list[Segmentation]:

@@ -367,6 +367,42 @@ def test_what_is_asked_while_the_network_runs_is_answered_by_that_frame(speaking
     assert unasked.queries is None is unasked.query_version
 
 
+def test_the_region_head_runs_only_for_who_asks(speaking, ask):
+    """Without queries it is left out; the first ones that come meanwhile run it at once."""
+    segmenter = Segmenter(speaking, threads=1)
+    infer, live, runs = segmenter.engine.infer, [None], []
+
+    def spy(frames, **outputs):
+        runs.append(outputs['region_embeddings'])
+        live[0] = coming
+        return infer(frames, **outputs)
+
+    segmenter.engine.infer = spy
+    coming = None
+    assert (segmenter(paint(96, 64), QUERY_MAPS, lambda: live[0]).query_mask == 255).all()
+    assert runs == [False]
+    coming = ask('red')
+    result = segmenter(paint(96, 64), QUERY_MAPS, lambda: live[0])
+    assert runs == [False, False, True] and result.queries is coming
+    assert result.network_ms > 0 and (result.query_mask == 0).any()
+    segmenter(paint(96, 64), QUERY_MAPS, lambda: live[0])
+    assert runs == [False, False, True, True]
+
+
+def test_what_is_first_asked_between_the_halves_waits_for_the_next_frame(speaking, ask):
+    segmenter = Segmenter(speaking, threads=1)
+    live = [None]
+    seen = segmenter.run_network([paint(96, 64)], QUERY_MAPS, lambda: live[0])
+    live[0] = ask('red')
+    result, = segmenter.read_out(seen)
+    assert result.queries is None and (result.query_mask == 255).all()
+    # Where there were some before, the newest are answered.
+    seen = segmenter.run_network([paint(96, 64)], QUERY_MAPS, lambda: live[0])
+    live[0] = newer = ask('green')
+    result, = segmenter.read_out(seen)
+    assert result.queries is newer
+
+
 def test_queries_of_another_model_and_models_without_words(speaking, ask, encoder, folder):
     mute = Segmenter(folder, threads=1)
     for queries in (None, ask('red')):
