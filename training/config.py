@@ -237,15 +237,18 @@ class MetricConfig:
     Region-aware metric learning (RAML 3.2), on the regions that the labels tell.
 
     dim: of the embeddings, where the start has no metric head.
+    unit: what is embedded: region, the classes of a picture, each whole, or pixel, for comparison
+    with metric learning of pixels.
     margin, gamma: of the Circle loss (RAML eq 16); self_paced: whether its pairs are weighed, see
     circle_loss. circle_weight: of it; class_weight: of the cross-entropy of the released code
     over the known classes, 0 for the paper's loss, which is the Circle loss alone.
-    views: DropBlock views of each region a step; drop_probability, block: see
+    views: DropBlock views of each region a step, or pixels of each; drop_probability, block: see
     network.metric_head.drop_blocks, 0 for views of the whole region.
     min_area: smaller regions, in pixels of stride 4, are left out.
     """
 
     dim: int = 128
+    unit: str = 'region'
     margin: float = 0.25
     gamma: float = 8.0
     self_paced: bool = False
@@ -262,7 +265,7 @@ class MetaChannelConfig:
     """
     Meta channels (RAML eq 6): how many, where the start has none, and the weights of their losses.
 
-    one_vs_all, intersection, split, reconstruction, eta, reading: see
+    one_vs_all, intersection, split, reconstruction, eta, reading, void: see
     meta_channel_losses.MetaChannelLoss. trainable: parts of the network, as
     outliers.freeze_except names them; the paper trains all, beside the segmentation loss.
     """
@@ -275,7 +278,23 @@ class MetaChannelConfig:
     reconstruction: float = 0.01
     eta: float = 0.02
     reading: str = 'code'
+    void: str = 'negative'
     trainable: list[str] = field(default_factory=lambda: ['meta_head'])
+
+
+@dataclass
+class ShotConfig:
+    """
+    Fine-tuning on a few pictures of new classes, see shot_training.
+
+    pictures: of the training split, by new class, names of those that show it; labels: what all
+    else in them is, void (FT), or pseudo, what the start sees there (PLM); trainable: parts of
+    the network, as outliers.freeze_except names them.
+    """
+
+    pictures: dict[str, list[str]] = field(default_factory=dict)
+    labels: str = 'void'
+    trainable: list[str] = field(default_factory=lambda: ['all'])
 
 
 @dataclass
@@ -315,6 +334,7 @@ class Config:
     grounding: GroundingConfig = field(default_factory=GroundingConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
     meta: MetaChannelConfig = field(default_factory=MetaChannelConfig)
+    shots: ShotConfig = field(default_factory=ShotConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def to_dict(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ import torch
 from torch.nn import functional
 
 READINGS = ('code', 'paper')
+VOID = 255
 _SMALLEST = 1e-6
 
 
@@ -102,7 +103,10 @@ class MetaChannelLoss:
     All that eq 6 adds to the loss of the segmentation, weighted.
 
     The weights are those of RAML C.1; one_vs_all of the released code, 0 for the paper's eq 6.
-    reading: 'code' or 'paper' for the equations, see above.  Raises ConfigError for another.
+    reading: 'code' or 'paper' for the equations, see above.
+    void: negative, unlabelled pixels are of no known class and to be explained by meta channels,
+    as in the released code, where they show the novel classes; or ignore, they have no part.
+    Raises ConfigError for another reading or void.
     """
 
     known: int
@@ -112,8 +116,11 @@ class MetaChannelLoss:
     reconstruction: float = 0.01
     eta: float = 0.02
     reading: str = 'code'
+    void: str = 'negative'
 
     def __post_init__(self) -> None:
+        if self.void not in ('negative', 'ignore'):
+            raise ConfigError(f"meta.void must be 'negative' or 'ignore', not {self.void!r}")
         if self.reading not in READINGS:
             raise ConfigError(
                 f'unknown reading {self.reading!r}; known: {", ".join(READINGS)}')
@@ -127,13 +134,18 @@ class MetaChannelLoss:
         are reduced to the size of the channels, by area and to the nearest pixel.
         """
         size = tuple(channels.shape[-2:])
+        small = functional.interpolate(label[:, None].float(), size=size,
+                                       mode='nearest-exact')[:, 0].long()
+        image = functional.interpolate(image, size=size, mode='area')
+        if self.void == 'ignore':
+            # No channel is active there, and there is nothing to explain.
+            labelled = (small != VOID).float()[:, None]
+            channels, image = channels * labelled, image * labelled
         losses = {}
         if self.one_vs_all:
-            small = functional.interpolate(label[:, None].float(), size=size,
-                                           mode='nearest-exact')[:, 0].long()
             losses['one_vs_all'] = self.one_vs_all * one_vs_all_loss(channels, small, self.known)
         losses['intersection'] = self.intersection * intersection_loss(channels, self.reading)
         losses['split'] = self.split * split_loss(channels[:, self.known:], self.eta, self.reading)
         losses['reconstruction'] = self.reconstruction * reconstruction_loss(
-            channels, functional.interpolate(image, size=size, mode='area'), self.reading)
+            channels, image, self.reading)
         return losses

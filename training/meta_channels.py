@@ -77,7 +77,8 @@ class MetaChannelTraining(ClosedSetTraining):
                               f'{self.data_set.title} has {num_classes}')
         network.add_meta_head(meta.channels, meta.activation)
         self.meta_loss = MetaChannelLoss(num_classes, meta.one_vs_all, meta.intersection,
-                                         meta.split, meta.reconstruction, meta.eta, meta.reading)
+                                         meta.split, meta.reconstruction, meta.eta, meta.reading,
+                                         meta.void)
         self.trainable, self.parameters = freeze_except(network, meta.trainable)
         return network.train()
 

@@ -42,12 +42,15 @@ class MetricCriterion(nn.Module):
     The losses of a batch's regions: Circle loss (RAML eq 16) and cross-entropy, as configured.
 
     Regions are the classes of each label, whole, at the size of the pixel features; each is seen
-    in several DropBlock views.  Pairs are those of a part of a batch: accumulation and several
-    processes compare fewer regions at once.
+    in several DropBlock views, or, where the unit is a pixel, in as many of its pixels.  Pairs
+    are those of a part of a batch: accumulation and several processes compare fewer at once.
+    Raises ConfigError for an unknown unit.
     """
 
     def __init__(self, config: MetricConfig, head: MetricHead) -> None:
         super().__init__()
+        if config.unit not in ('region', 'pixel'):
+            raise ConfigError(f"metric.unit must be 'region' or 'pixel', not {config.unit!r}")
         self.config = config
         self.head = head
 
@@ -63,9 +66,7 @@ class MetricCriterion(nn.Module):
         for features, own, seed in zip(prediction.pixel_features.float(), label, seeds):
             found, masks = class_masks(own, tuple(features.shape[-2:]),
                                        self.head.classifier.out_features, config.min_area)
-            views = drop_blocks(masks.repeat(config.views, 1, 1), config.drop_probability,
-                                config.block, torch.Generator().manual_seed(seed))
-            means.append(region_means(features, views))
+            means.append(self._views(features, masks, torch.Generator().manual_seed(seed)))
             ids.append(found.repeat(config.views))
         embeddings, logits = self.head.embed_and_classify(torch.cat(means))
         classes = torch.cat(ids)
@@ -76,6 +77,21 @@ class MetricCriterion(nn.Module):
             losses['classes'] = config.class_weight * share * functional.cross_entropy(
                 logits, classes, reduction='sum') / max(1, len(classes))
         return losses
+
+    def _views(self, features: torch.Tensor, masks: torch.Tensor,
+               generator: torch.Generator) -> torch.Tensor:
+        """Return features of each view of regions, [views * R, C], all regions by turns."""
+        config = self.config
+        if config.unit == 'region':
+            return region_means(features, drop_blocks(
+                masks.repeat(config.views, 1, 1), config.drop_probability, config.block,
+                generator))
+        places = [mask.flatten().nonzero().flatten() for mask in masks]
+        chosen = [own[torch.randint(len(own), (config.views,), generator=generator)]
+                  for own in places]
+        if not chosen:
+            return features.new_empty((0, len(features)))
+        return features.flatten(1).T[torch.stack(chosen, 1).flatten()]
 
 
 class MetricTraining(ClosedSetTraining):

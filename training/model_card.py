@@ -27,6 +27,7 @@ _COMMANDS = {
     'grounding': 'owseg-train grounding --config {name}_grounding --start <run> --out <run>',
     'mca': 'owseg-train mca --config {name}_mca --start <run> --out <run>',
     'metric': 'owseg-train metric --config {name}_metric --start <run or bundle> --out <run>',
+    'shots': 'owseg-train few-shot --out <folder>',
 }
 
 
@@ -80,6 +81,11 @@ def _stage(stage: Stage) -> str:
                 f'(m {metric.margin:g}, gamma {metric.gamma:g}; RAML eq 16) times '
                 f'{metric.circle_weight:g} and cross-entropy times {metric.class_weight:g}.\n'
                 f'Losses smoothed.\n\n{_losses(stage.log)}')
+    if config.stage == 'shots':
+        shots = config.shots
+        return (f'{text} Only {", ".join(shots.trainable)} learns, from '
+                f'{sum(map(len, shots.pictures.values()))} pictures of '
+                f'{", ".join(shots.pictures)}.\nLosses smoothed.\n\n{_losses(stage.log)}')
     return (f'{text}\nLoss smoothed; mIoU of the averaged weights on the first CamVid val frames.'
             f'\n\n{_curve(stage.log)}')
 

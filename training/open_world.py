@@ -39,7 +39,7 @@ import numpy as np
 from owseg_ros.bundle import ClassStatistics
 from owseg_ros.readout import AnomalyScore, CpuReadout, make_score
 from owseg_training.closed_set import ClosedSetTraining, load_network, predict
-from owseg_training.config import Config, config_from_dict, ConfigError, load_config
+from owseg_training.config import Config, ConfigError, load_config
 from owseg_training.data.datasets import (
     COCO_ROAD_CATEGORIES, DataSet, Item, open_cutouts, open_data_set)
 from owseg_training.data.hidden import hidden_as_anomalies, hide_classes
@@ -47,11 +47,11 @@ from owseg_training.evaluate import anomaly_metrics, ConfusionMatrix
 from owseg_training.evaluate.baseline_scores import densehybrid_score, score_of
 from owseg_training.evaluate.components import Track, TRACKS
 from owseg_training.evaluate.evaluation import ScoreFile
+from owseg_training.finished_runs import is_finished
 from owseg_training.outlier_losses import OUTLIER_LOSSES
 from owseg_training.outliers import OutlierTraining
 from owseg_training.transfer import ContinuedTraining
 from tqdm import tqdm
-import yaml
 
 SETTINGS = {'car': ('Car',), 'people': ('Pedestrian', 'Bicyclist'),
             'all': ('Car', 'Pedestrian', 'Bicyclist')}
@@ -168,34 +168,6 @@ def _recipe(plan: Plan, setting: str, seed: int, method: str) -> Config:
     return config
 
 
-def _schedule(config: Config, parts: Sequence[str]) -> dict[str, Any]:
-    """Return what makes a run: the recipe without the network's shape and where things lie."""
-    values = config.to_dict()
-    data = {key: value for key, value in values['data'].items() if key not in ('root', 'workers')}
-    return {'data': data, 'network': {'pretrained': bool(values['network']['pretrained'])},
-            **{key: values[key] for key in parts}}
-
-
-def is_finished(folder: Path, config: Config, supervised: bool) -> bool:
-    """
-    Say whether a run is there and needs no further step; supervised: with outliers.
-
-    Raises ConfigError where it was made with another recipe.
-    """
-    listing = folder / 'config.yaml'
-    if not listing.is_file():
-        return False
-    parts = ['loss', 'optimizer', *(['outliers'] if supervised else [])]
-    there, wanted = (json.loads(json.dumps(_schedule(one, parts))) for one in (
-        config_from_dict(yaml.safe_load(listing.read_text())), config))
-    differing = [f'{part}.{key}' for part in wanted for key in wanted[part]
-                 if there[part][key] != wanted[part][key]]
-    if differing:
-        raise ConfigError(f'{folder} was made with another recipe ({", ".join(differing)}); '
-                          'delete it or choose another folder')
-    return (folder / 'model.safetensors').is_file()
-
-
 def make_run(plan: Plan, setting: str, seed: int, method: str) -> bool:
     """
     Train one network unless it is there; an interrupted run goes on.
@@ -203,7 +175,8 @@ def make_run(plan: Plan, setting: str, seed: int, method: str) -> bool:
     Returns whether there was something to do.  Raises ConfigError and DataError.
     """
     folder, config = plan.run_folder(setting, seed, method), _recipe(plan, setting, seed, method)
-    if is_finished(folder, config, is_supervised(method)):
+    parts = ('loss', 'optimizer', *(('outliers',) if is_supervised(method) else ()))
+    if is_finished(folder, config, parts):
         return False
     if is_supervised(method):
         training = OutlierTraining(config, folder, plan.run_folder(setting, seed))
