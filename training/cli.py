@@ -234,6 +234,20 @@ def _open_world(options: argparse.Namespace) -> None:
     print(markdown(run(plan)))
 
 
+def _few_shot(options: argparse.Namespace) -> None:
+    from owseg_training.few_shot_benchmark import Plan, run
+    from owseg_training.few_shot_report import markdown
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    plan = Plan(options.out, **{
+        name: value for name in ('settings', 'shots', 'draws', 'channels', 'data', 'pretrained',
+                                 'every', 'max_width', 'iterations')
+        if (value := getattr(options, name)) is not None})
+    print(markdown(run(plan)))
+
+
 def _export(options: argparse.Namespace) -> None:
     from owseg_training import tensorrt_support
     from owseg_training.bundle_network import BUNDLE
@@ -454,6 +468,26 @@ def _add_open_world(stages: argparse._SubParsersAction) -> None:
     stage.set_defaults(run_command=_open_world)
 
 
+def _add_few_shot(stages: argparse._SubParsersAction) -> None:
+    stage = stages.add_parser(
+        'few-shot', help='benchmark: hidden classes are taught by a few pictures; resumes')
+    stage.add_argument('--out', type=Path, required=True, help='folder of runs and tables')
+    stage.add_argument('--settings', type=_names, help='default: one,three (novel classes)')
+    stage.add_argument('--shots', type=_numbers, help='pictures a class (default: 1,5)')
+    stage.add_argument('--draws', type=int, help='random choices of shots (default: 5)')
+    stage.add_argument('--channels', type=_numbers, metavar='K',
+                       help='numbers of meta channels, 4 among them (default: 2,4,6)')
+    stage.add_argument('--pretrained', help="safetensors with the backbone's weights")
+    stage.add_argument('--data', help='folder of the data sets')
+    stage.add_argument('--every', type=int, help='measure on each n-th frame of CamVid val')
+    stage.add_argument('--max-width', type=int, metavar='PIXELS',
+                       help='reduce RoadAnomaly to this width (default 640; 0: native size)')
+    stage.add_argument('--iterations', type=_numbers, metavar='NETWORK,METRIC,MCA,TUNING',
+                       help="override the lengths of the recipes' schedules")
+    stage.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
+    stage.set_defaults(run_command=_few_shot)
+
+
 def _text_encoder(options: argparse.Namespace) -> None:
     from owseg_training.text_encoder import export_text_encoder
 
@@ -605,6 +639,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.set_defaults(run_command=_sweep)
 
     _add_open_world(stages)
+    _add_few_shot(stages)
 
     export = stages.add_parser('export', help='write a bundle: ONNX, manifest, model card')
     export.add_argument('run', type=Path, help='folder of a training, or of owseg-train convert')

@@ -253,7 +253,8 @@ def _training_levels(reader: _Reader, training: DataSet,
         yield level, cv2.resize(label, level.shape[:0:-1], interpolation=cv2.INTER_NEAREST)
 
 
-def _reduced(label: np.ndarray, max_width: int) -> np.ndarray:
+def reduced(label: np.ndarray, max_width: int) -> np.ndarray:
+    """Return a label [H, W] at most max_width wide, the nearest pixels'; 0: as it is."""
     height, width = label.shape
     if not max_width or width <= max_width:
         return label
@@ -261,7 +262,7 @@ def _reduced(label: np.ndarray, max_width: int) -> np.ndarray:
     return cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
 
 
-def _track(data_set: DataSet, items: Sequence[Item], max_width: int) -> Track:
+def scaled_track(data_set: DataSet, items: Sequence[Item], max_width: int) -> Track:
     """Scale the sizes of a track with the area of the pictures."""
     track, width = TRACKS[data_set.track], data_set.read_label(items[0]).shape[1]
     share = min(1.0, max_width / width if max_width else 1.0) ** 2
@@ -279,7 +280,7 @@ def _measure(reader: _Reader, data_set: DataSet, items: Sequence[Item],
     try:
         for item in tqdm(items, desc=data_set.key, unit='frame', leave=False, disable=None):
             image, label = data_set.read(item)
-            label = _reduced(label, max_width)
+            label = reduced(label, max_width)
             labels.append(label)
             ids, maps = reader.read(image, label.shape, scores)
             seen(ids, item)
@@ -288,7 +289,7 @@ def _measure(reader: _Reader, data_set: DataSet, items: Sequence[Item],
                 maps[own] = cv2.resize(score, label.shape[::-1], interpolation=cv2.INTER_LINEAR)
             for name, file in files.items():
                 file.append(maps[name])
-        track = _track(data_set, items, max_width)
+        track = scaled_track(data_set, items, max_width)
         return {name: anomaly_metrics(file, labels, track=track) for name, file in files.items()}
     finally:
         for file in files.values():

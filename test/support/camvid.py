@@ -20,25 +20,30 @@ import numpy as np
 from owseg_training.config import config_from_dict
 
 CLASSES = [{'id': i, 'name': n, 'colour': [i, 0, 0]} for i, n in enumerate('abc')]
+COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]], np.uint8)
 
 
-def write_camvid(root, frames=6):
-    """Write a small set in CamVid's layout: coloured blocks whose colour is their class."""
+def write_camvid(root, frames=6, names='abc'):
+    """
+    Write a small set in CamVid's layout: coloured blocks whose colour is their class.
+
+    names: of the classes, four at most.
+    """
+    classes = [{'id': i, 'name': name, 'colour': [i, 0, 0]} for i, name in enumerate(names)]
     folder = root / 'camvid'
     (folder / 'images').mkdir(parents=True)
     (folder / 'labels').mkdir()
-    (folder / 'classes.json').write_text(json.dumps({'classes': CLASSES}))
-    colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
+    (folder / 'classes.json').write_text(json.dumps({'classes': classes}))
     rng = np.random.default_rng(0)
-    names = [f'f{i}' for i in range(frames)]
-    for name in names:
-        label = np.kron(rng.integers(0, 3, (3, 4)), np.ones((24, 24))).astype(np.uint8)
+    pictures = [f'f{i}' for i in range(frames)]
+    for name in pictures:
+        label = np.kron(rng.integers(0, len(names), (3, 4)), np.ones((24, 24))).astype(np.uint8)
         noise = rng.integers(0, 30, (*label.shape, 3))
-        image = (colors[label] + noise).astype(np.uint8)
+        image = (COLORS[label] + noise).astype(np.uint8)
         cv2.imwrite(str(folder / 'images' / f'{name}.jpg'), image[..., ::-1])
         cv2.imwrite(str(folder / 'labels' / f'{name}.png'), label)
     for split in ('train', 'val'):
-        (folder / f'{split}.txt').write_text('\n'.join(f'{n}.png' for n in names))
+        (folder / f'{split}.txt').write_text('\n'.join(f'{n}.png' for n in pictures))
     return root
 
 

@@ -1,0 +1,318 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tables and claims of the few-shot benchmark, as in RAML's Tables 1, 2, 3, E, F and G."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+from owseg_training.evaluate.tables import markdown_table, plain
+from owseg_training.open_world_report import spread
+
+MEANS = {'all': 'mIoU all', 'novel': 'novel', 'old': 'old', 'harmonic': 'harmonic'}
+# The paper's threshold, and the one that `owseg-train prototypes` sets.
+PAPER, CALIBRATED = '0.80', 'calibrated'
+LARGEST = 'largest'
+MAIN = 'mca_4'
+BASELINES = {'all': 'all classes trained', 'known': 'known classes only'}
+TUNED = ('FT', 'PLM latest', 'PLM all')
+LOSSES = {'closed-set regions': 'none: regions of the closed set', 'mca_4_rec': 'L_rec',
+          'mca_4_rec_split': 'L_rec + L_split', MAIN: 'L_rec + L_split + L_inter',
+          'mca_4_void': 'the same, void as in the released code'}
+
+Row = Mapping[str, Any]
+
+
+def title(method: str) -> str:
+    """Return the name of a method in the tables."""
+    if method in LOSSES and method != 'closed-set regions' and method != MAIN:
+        return f'RAML, MCA (K = 4), {LOSSES[method]}'
+    if method.startswith('mca_'):
+        return f'RAML, MCA (K = {method.split("_")[1]})'
+    if method in ('URS', 'masks', 'closed-set regions', 'true regions'):
+        kinds = {'masks': "the classifier's masks", 'closed-set regions':
+                 'regions of the closed set', 'true regions': 'true regions (upper bound)'}
+        return f'RAML, {kinds.get(method, method)}'
+    return method
+
+
+def _percent(value: Any, signed: bool = False) -> str:
+    if isinstance(value, Mapping):
+        text = _percent(value['mean'], signed)
+        return text if value['std'] is None else f'{text} ± {100 * value["std"]:.1f}'
+    return '-' if value is None else f'{100 * value:{"+" if signed else ""}.1f}'
+
+
+class Rows:
+    """The figures of a benchmark by setting, shots, selection, method and rule."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = {(r['setting'], r['shots'], r['selection'], r['method'], r['rule']): r
+                      for r in rows}
+        self.settings, self.shots, self.selections, self.methods = (
+            tuple(dict.fromkeys(key[i] for key in self._rows)) for i in range(4))
+        self.cases = tuple(dict.fromkeys(key[:3] for key in self._rows))
+
+    def get(self, setting: str, shots: int, selection: str, method: str,
+            rule: str | None = None) -> Row | None:
+        """Return one row; fine-tunings have no rule, None is found whatever is asked for."""
+        return (self._rows.get((setting, shots, selection, method, None))
+                or self._rows.get((setting, shots, selection, method, rule)))
+
+    def drawn(self, setting: str, shots: int, method: str, rule: str, mean: str,
+              ) -> dict[str, Any]:
+        """Return the spread of a mean over the random draws."""
+        found = [self.get(setting, shots, selection, method, rule)
+                 for selection in self.selections if selection != LARGEST]
+        return spread([row[mean] for row in found if row is not None])
+
+
+def _claim(text: str, rows: Rows, first: Callable[..., float | None],
+           second: Callable[..., float | None], holds: Callable[[float], bool],
+           ) -> dict[str, Any] | None:
+    """Count the cases in which the difference of two figures is as claimed."""
+    found: dict[str, list[float]] = {}
+    for case in rows.cases:
+        one, other = first(*case), second(*case)
+        if one is not None and other is not None:
+            found.setdefault(case[0], []).append(one - other)
+    values = [value for part in found.values() for value in part]
+    if not values:
+        return None
+    return {'claim': text, 'holds': sum(map(holds, values)), 'of': len(values),
+            'difference': spread(values),
+            'by_setting': {name: {'holds': sum(map(holds, part)), 'of': len(part),
+                                  'difference': spread(part)} for name, part in found.items()}}
+
+
+def claims(rows: Rows, baselines: Mapping[tuple[str, str], Row]) -> list[dict[str, Any]]:
+    """
+    Count in how many settings, shots and draws what the paper claims holds.
+
+    The harmonic mean is compared, at the paper's threshold and at calibrated ones.
+    """
+    def value(method: str, rule: str, mean: str = 'harmonic') -> Callable[..., float | None]:
+        def found(setting: str, shots: int, selection: str) -> float | None:
+            row = rows.get(setting, shots, selection, method, rule)
+            return None if row is None else row[mean]
+        return found
+
+    def known(setting: str, shots: int, selection: str) -> float | None:
+        return baselines[setting, 'known']['old'] if (setting, 'known') in baselines else None
+
+    def few(setting: str, shots: int, selection: str) -> float | None:
+        fewer = [count for count in rows.shots if count < shots]
+        if not fewer:
+            return None
+        row = rows.get(setting, max(fewer), selection, MAIN, CALIBRATED)
+        return None if row is None else row['harmonic']
+
+    higher, lower = (lambda d: d > 0), (lambda d: d < 0)
+    found = []
+    for rule, where in ((PAPER, 'threshold 0.8'), (CALIBRATED, 'calibrated thresholds')):
+        for method in (MAIN, 'URS', 'masks'):
+            found.append(_claim(f'{title(method)} beats pixels (NPM), {where}', rows,
+                                value(method, rule), value('NPM', rule), higher))
+        found.append(_claim(f'MCA (K = 4) beats URS, {where}', rows, value(MAIN, rule),
+                            value('URS', rule), higher))
+        for other in rows.methods:
+            if other.startswith('mca_') and other not in LOSSES:
+                found.append(_claim(
+                    f'K = 4 beats K = {other.split("_")[1]}, {where}', rows, value(MAIN, rule),
+                    value(other, rule), higher))
+        found.append(_claim(f'The losses L_split and L_inter help MCA, {where}', rows,
+                            value(MAIN, rule), value('mca_4_rec', rule), higher))
+        found.append(_claim(
+            f"MCA (K = 4) beats the classifier's masks, {where}", rows, value(MAIN, rule),
+            value('masks', rule), higher))
+        found.append(_claim(
+            f'Void as in the released code helps MCA (K = 4), {where}', rows,
+            value('mca_4_void', rule), value(MAIN, rule), higher))
+        found.append(_claim(f'{title(MAIN)} beats PLM all, {where}', rows, value(MAIN, rule),
+                            value('PLM all', rule), higher))
+    found.append(_claim('Calibrated thresholds beat 0.8, MCA (K = 4)', rows,
+                        value(MAIN, CALIBRATED), value(MAIN, PAPER), higher))
+    found.append(_claim('More shots are better, MCA (K = 4), calibrated thresholds', rows,
+                        value(MAIN, CALIBRATED), few, higher))
+    found.append(_claim('FT forgets: mIoU of old classes against the network before', rows,
+                        value('FT', '', 'old'), known, lower))
+    found.append(_claim('PLM (latest head) forgets', rows, value('PLM latest', '', 'old'),
+                        known, lower))
+    found.append(_claim('Prototypes forget, MCA (K = 4), calibrated thresholds', rows,
+                        value(MAIN, CALIBRATED, 'old'), known, lower))
+    return [claim for claim in found if claim is not None]
+
+
+def summarize(rows: Sequence[Row], baselines: Sequence[Row], anomalies: Sequence[Row],
+              potholes: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Make the report from all figures.
+
+    rows: setting, shots, selection, method, rule, MEANS, IoU; baselines: setting, network, and
+    the same figures; anomalies: see few_shot_anomalies; potholes: see few_shot_potholes.
+    """
+    by_network = {(row['setting'], row['network']): row for row in baselines}
+    return {'description': dict(description), 'claims': claims(Rows(rows), by_network),
+            'anomalies': list(anomalies), 'potholes': dict(potholes),
+            'baselines': list(baselines), 'rows': list(rows)}
+
+
+def _methods(rows: Rows) -> list[str]:
+    """Return what is compared in the main tables, in their order."""
+    order = [*TUNED, 'NPM', 'URS', 'masks',
+             *(m for m in rows.methods if m.startswith('mca_') and (
+                 m == MAIN or m not in LOSSES))]
+    return [method for method in order if method in rows.methods]
+
+
+def _main_table(rows: Rows, baselines: Sequence[Row], setting: str) -> str:
+    classes = list(next(row['IoU'] for row in baselines if row['setting'] == setting))
+    lines = [['-', BASELINES[row['network']], *(_percent(row['IoU'][name]) for name in classes),
+              *(_percent(row[mean]) for mean in MEANS)]
+             for row in baselines if row['setting'] == setting]
+    for shots in rows.shots:
+        for method in _methods(rows):
+            row = rows.get(setting, shots, LARGEST, method, PAPER)
+            if row is not None:
+                lines.append([str(shots), title(method),
+                              *(_percent(row['IoU'][name]) for name in classes),
+                              *(_percent(row[mean]) for mean in MEANS)])
+    return markdown_table(('shots', 'method', *classes, *MEANS.values()), lines)
+
+
+def _separations(rows: Rows, setting: str) -> str:
+    lines = []
+    order = ('NPM', 'NPM, head of regions', 'URS', 'closed-set regions', 'masks',
+             *(m for m in rows.methods if m.startswith('mca_')), 'true regions')
+    for shots in rows.shots:
+        for method in order:
+            found = [rows.get(setting, shots, LARGEST, method, rule)
+                     for rule in (PAPER, CALIBRATED)]
+            if all(found):
+                lines.append([str(shots), title(method),
+                              *(_percent(row[mean]) for row in found for mean in MEANS)])
+    return markdown_table(('shots', 'method', *(f'{text}, {rule}' for rule in (
+        '0.8', CALIBRATED) for text in MEANS.values())), lines)
+
+
+def _thresholds(rows: Rows, setting: str, rules: Sequence[str]) -> str:
+    lines = [[str(shots), title(method), rule, *(_percent(row[mean]) for mean in MEANS)]
+             for shots in rows.shots for method in (MAIN, 'masks', 'NPM') for rule in rules
+             for row in (rows.get(setting, shots, LARGEST, method, rule),) if row is not None]
+    return markdown_table(('shots', 'method', 'threshold', *MEANS.values()), lines)
+
+
+def _draws(rows: Rows, setting: str) -> str:
+    lines = []
+    for shots in rows.shots:
+        for method in _methods(rows):
+            for rule in (PAPER, CALIBRATED):
+                if method in TUNED and rule == CALIBRATED:
+                    continue
+                values = [rows.drawn(setting, shots, method, rule, mean) for mean in MEANS]
+                if values[0]['n']:
+                    lines.append([str(shots), title(method),
+                                  '-' if method in TUNED else rule, *map(_percent, values)])
+    return markdown_table(('shots', 'method', 'threshold', *MEANS.values()), lines)
+
+
+def _losses(rows: Rows, setting: str) -> str:
+    lines = [[str(shots), text, *(_percent(row[mean]) for row in found for mean in MEANS)]
+             for shots in rows.shots for method, text in LOSSES.items()
+             for found in ([rows.get(setting, shots, LARGEST, method, rule)
+                            for rule in (PAPER, CALIBRATED)],) if all(found)]
+    return markdown_table(('shots', 'losses', *(f'{text}, {rule}' for rule in (
+        '0.8', CALIBRATED) for text in MEANS.values())), lines)
+
+
+def _potholes(potholes: Mapping[str, Any]) -> str:
+    keys = ('IoU', 'precision', 'recall', 'road')
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in potholes['rows']:
+        if row['rule'] in (PAPER, CALIBRATED):
+            found.setdefault((row['method'], row['rule']), []).append(row)
+    lines = []
+    for (method, rule), rows in sorted(found.items(), key=lambda entry: entry[0][1]):
+        largest = next(row for row in rows if row['selection'] == LARGEST)
+        drawn = [row for row in rows if row['selection'] != LARGEST]
+        lines.append([title(method), rule, *(_percent(largest[key]) for key in keys),
+                      *(_percent(spread([row[key] for row in drawn])) for key in keys)])
+    return markdown_table(
+        ('method', 'threshold', *(f'{key}, largest' for key in keys),
+         *(f'{key}, random' for key in keys)), lines)
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ', '.join(f'{name} {100 * share:.0f} %' for name, share in shares.items())
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Write the report as Markdown; figures in percent, mean ± standard deviation of draws."""
+    about, rows = report['description'], Rows(report['rows'])
+    steps, frames = about['iterations'], about['frames']
+    lines = ['# Few-shot benchmark', '']
+    for name, novel in about['settings'].items():
+        lines.append(f'- `{name}`: novel {", ".join(novel)}; old {", ".join(about["known"])}')
+    lines += [
+        '', f'{frames} frames of CamVid val.  Networks: {steps["network"]} steps of '
+        f'{about["batch"]} samples at {about["size"][0]}x{about["size"][1]}, '
+        f'{"ImageNet weights" if about["pretrained"] else "from scratch"}; metric heads '
+        f'{steps["metric"]}, meta channels {steps["mca"]}, FT and PLM {steps["tuning"]} steps.  '
+        f'One seed; {about["draws"]} random draws of shots.  Figures are percent.', '']
+    rules = list(dict.fromkeys(row['rule'] for row in report['rows'] if row['rule']))
+    for setting, novel in about['settings'].items():
+        head = f'{len(about["known"])}+{len(novel)}'
+        lines += [
+            f'## {head}: shots with the largest area, threshold 0.8 (Table 2)', '',
+            _main_table(rows, report['baselines'], setting),
+            f'## {head}: separation of regions (Table E)', '', _separations(rows, setting),
+            f'## {head}: losses of MCA (Table 3)', '', _losses(rows, setting),
+            f'## {head}: threshold (Table F)', '', _thresholds(rows, setting, rules),
+            f'## {head}: random shots (Table G)', '', _draws(rows, setting)]
+    lines += ['## RoadAnomaly, development frames (Table 1)', '', markdown_table(
+        ('score', 'AP', 'AuROC', 'FPR95', 'component F1'),
+        [(row['score'], *(_percent(row[key]) for key in ('AP', 'AuROC', 'FPR95', 'F1')))
+         for row in report['anomalies']])]
+    if report['potholes']:
+        potholes = report['potholes']
+        lines += [
+            '## Potholes, 5 shots', '',
+            f'{potholes["pictures"]} close-ups, of which potholes are '
+            f'{100 * potholes["share"]:.0f} %; measured on those that are no shots.  `road`: '
+            f'share of {potholes["road_frames"]} CamVid frames that is taken for a pothole.  The '
+            f'closed set sees the close-ups as {_shares(potholes["seen"])}; CamVid as '
+            f'{_shares(potholes["seen_road"])}.', '', _potholes(potholes)]
+    lines += ['## Claims', '',
+              'Each setting, number of shots and choice of shots is one case; the difference is '
+              'the mean, in points, of the harmonic mean if nothing else is said.', '',
+              markdown_table(('claim', 'holds in', 'difference', 'by setting'), [
+                  (claim['claim'], f'{claim["holds"]} of {claim["of"]}',
+                   _percent(claim['difference'], signed=True),
+                   '; '.join(f'{name}: {part["holds"]}/{part["of"]}'
+                             for name, part in claim['by_setting'].items()))
+                  for claim in report['claims']])]
+    return '\n'.join(lines)
+
+
+def write(report: Mapping[str, Any], folder: Path) -> Path:
+    """Write few_shot.md and few_shot.json; returns the path of the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'few_shot.json').write_text(json.dumps(plain(report)))
+    path = folder / 'few_shot.md'
+    path.write_text(markdown(report))
+    return path
