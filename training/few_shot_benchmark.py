@@ -19,8 +19,8 @@ One network is trained without the novel classes of any setting, which are void 
 no negatives of the masks (loss.void: ignore), so that nothing of them is known; on top of it come
 metric heads, of regions and of pixels, and meta channels.  Then classes are taught by 1 and 5
 pictures, those with the largest area and random draws, in every way that RAML compares, and the
-validation split is read with them.  A second network, of all classes, is the upper bound, has
-RoadAnomaly's anomalies to find, and is taught potholes.
+validation split is read with them.  A second network goes on from the first with all classes: it
+is the upper bound, has RoadAnomaly's anomalies to find, and is taught potholes.
 
 Everything is kept in the plan's folder and is recognised on the next start.
 """
@@ -56,6 +56,7 @@ from owseg_training.novel_regions import as_regions, count_pixels, embed, embed_
 from owseg_training.prototypes import class_prototypes, prototype
 from owseg_training.regions import resize_regions
 from owseg_training.shot_training import HEADS, ShotTraining
+from owseg_training.transfer import ContinuedTraining
 from tqdm import tqdm
 
 SETTINGS = {'one': ('Car',), 'three': ('Car', 'Pedestrian', 'Bicyclist')}
@@ -88,7 +89,8 @@ class Plan:
     frame of CamVid's validation split; max_width: to which RoadAnomaly's larger pictures are
     reduced for the evaluation.
     recipe, metric, mca, tuning: of the networks, the metric heads, the meta channels, and FT and
-    PLM; iterations: of these four, None for the recipes'.
+    PLM; further: steps in which the network of all classes goes on from the other; iterations:
+    of the first network, the second, and these three, None for the recipes' and `further`.
     novel: the novel classes of each setting.
     """
 
@@ -105,6 +107,7 @@ class Plan:
     metric: str = 'camvid_few_shot_metric'
     mca: str = 'camvid_few_shot_mca'
     tuning: str = 'camvid_few_shot_tuning'
+    further: int = 1000
     iterations: tuple[int, ...] | None = None
     novel: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(SETTINGS))
 
@@ -112,9 +115,10 @@ class Plan:
         for name in self.settings:
             if name not in self.novel:
                 raise ConfigError(f'unknown setting {name!r}; known: {", ".join(self.novel)}')
-        if self.iterations is not None and len(self.iterations) != 4:
-            raise ConfigError('iterations are four numbers: of the networks, the metric heads, '
-                              'the meta channels, and FT and PLM')
+        if self.iterations is not None and len(self.iterations) != 5:
+            raise ConfigError('iterations are five numbers: of the network of known classes, of '
+                              'the one of all, the metric heads, the meta channels, and FT and '
+                              'PLM')
         if not self.settings or not self.shots or min(self.shots) < 1 or self.draws < 0:
             raise ConfigError('the benchmark needs at least one setting, and one shot or more')
         if 4 not in self.channels:
@@ -146,10 +150,16 @@ class Plan:
         return (*(f'mca_{k}' for k in self.channels), *ABLATIONS)
 
 
+# Indices of Plan.iterations.
+FIRST, FURTHER, METRIC, MCA, TUNING = range(5)
+
+
 def _recipe(plan: Plan, network: str, stage: int, name: str) -> Config:
     config = load_config(name)
     if plan.iterations is not None:
         config.optimizer.iterations = plan.iterations[stage]
+    elif stage == FURTHER:
+        config.optimizer.iterations = plan.further
     config.data.root = plan.data
     config.data.hidden = list(plan.hidden) if network == KNOWN else []
     return config
@@ -163,21 +173,24 @@ def make_run(plan: Plan, network: str, run: str) -> bool:
     """
     folder, start = plan.folder(network, run), plan.folder(network)
     if run == CLOSED:
-        config, parts = _recipe(plan, network, 0, plan.recipe), ('loss', 'optimizer')
-        config.network.pretrained = plan.pretrained
+        stage = FIRST if network == KNOWN else FURTHER
+        config, parts = _recipe(plan, network, stage, plan.recipe), ('loss', 'optimizer')
+        config.network.pretrained = plan.pretrained if network == KNOWN else None
     elif run in (REGIONS, PIXELS):
-        config, parts = _recipe(plan, network, 1, plan.metric), ('metric', 'optimizer')
+        config, parts = _recipe(plan, network, METRIC, plan.metric), ('metric', 'optimizer')
         if run == PIXELS:
             config.metric.unit, config.metric.views = 'pixel', 16
     else:
-        config, parts = _recipe(plan, network, 2, plan.mca), ('meta', 'optimizer')
+        config, parts = _recipe(plan, network, MCA, plan.mca), ('meta', 'optimizer')
         config.meta.channels = int(run.split('_')[1])
         for key, value in ABLATIONS.get(run, {}).items():
             setattr(config.meta, key, value)
     if is_finished(folder, config, parts):
         return False
-    if run == CLOSED:
+    if run == CLOSED and network == KNOWN:
         training = ClosedSetTraining(config, folder)
+    elif run == CLOSED:
+        training = ContinuedTraining(config, folder, plan.folder(KNOWN))
     else:
         kind = MetricTraining if run in (REGIONS, PIXELS) else MetaChannelTraining
         training = kind(config, folder, start)
@@ -189,7 +202,7 @@ def make_tuned(plan: Plan, method: str, setting: str, count: int, selection: str
                pictures: dict[str, list[str]]) -> bool:
     """Fine-tune with the shots (FT, or PLM) unless it is there; see make_run."""
     folder = plan.tuned_folder(method, setting, count, selection)
-    config = _recipe(plan, KNOWN, 3, plan.tuning)
+    config = _recipe(plan, KNOWN, TUNING, plan.tuning)
     config.data.hidden = [name for name in plan.hidden if name not in plan.novel[setting]]
     config.shots.pictures = pictures
     if method == PLM:
@@ -476,7 +489,7 @@ class CamVidBenchmark:
             names = [*self.names[:self.known], *plan.novel[setting]]
             latest, joined = (ConfusionMatrix(len(names)) for _ in range(2))
             for (predicted, label), base in zip(self._predictions(folder, names),
-                                                self._base_predictions()):
+                                                self._base_predictions):
                 latest.add(predicted, label)
                 joined.add(np.where(predicted >= self.known, predicted, base), label)
             one = figures(latest, self.known, names)
@@ -486,11 +499,10 @@ class CamVidBenchmark:
                     {'method': 'PLM all', 'rule': None, **figures(joined, self.known, names)}]
         return self.kept(folder / 'few_shot.json', make)
 
+    @cached_property
     def _base_predictions(self) -> list[np.ndarray]:
-        if not hasattr(self, '_base'):
-            self._base = [predicted for predicted, _ in self._predictions(
-                self.plan.folder(KNOWN), self.names[:self.known])]
-        return self._base
+        return [predicted for predicted, _ in self._predictions(
+            self.plan.folder(KNOWN), self.names[:self.known])]
 
     def _predictions(self, folder: Path, names: Sequence[str],
                      ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -521,14 +533,16 @@ class CamVidBenchmark:
         """Return what was compared, for the head of the report."""
         plan = self.plan
         closed = load_config(plan.recipe)
-        lengths = plan.iterations or tuple(load_config(name).optimizer.iterations for name in (
+        first, *others = (load_config(name).optimizer.iterations for name in (
             plan.recipe, plan.metric, plan.mca, plan.tuning))
+        lengths = plan.iterations or (first, plan.further, *others)
         return {'settings': {name: list(plan.novel[name]) for name in plan.settings},
                 'known': self.names[:self.known], 'shots': list(plan.shots),
                 'draws': plan.draws, 'channels': list(plan.channels),
                 'frames': len(self.items), 'every': plan.every, 'max_width': plan.max_width,
                 'size': list(closed.data.size), 'pretrained': bool(plan.pretrained),
-                'iterations': dict(zip(('network', 'metric', 'mca', 'tuning'), lengths)),
+                'iterations': dict(zip(
+                    ('network', 'further', 'metric', 'mca', 'tuning'), lengths)),
                 'batch': closed.optimizer.batch_size}
 
 

@@ -269,9 +269,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     for name, novel in about['settings'].items():
         lines.append(f'- `{name}`: novel {", ".join(novel)}; old {", ".join(about["known"])}')
     lines += [
-        '', f'{frames} frames of CamVid val.  Networks: {steps["network"]} steps of '
-        f'{about["batch"]} samples at {about["size"][0]}x{about["size"][1]}, '
-        f'{"ImageNet weights" if about["pretrained"] else "from scratch"}; metric heads '
+        '', f'{frames} frames of CamVid val.  Network of the old classes: '
+        f'{steps["network"]} steps of {about["batch"]} samples at '
+        f'{about["size"][0]}x{about["size"][1]}, '
+        f'{"ImageNet weights" if about["pretrained"] else "from scratch"}; that of all goes on '
+        f'from it for {steps["further"]} steps.  Metric heads '
         f'{steps["metric"]}, meta channels {steps["mca"]}, FT and PLM {steps["tuning"]} steps.  '
         f'One seed; {about["draws"]} random draws of shots.  Figures are percent.', '']
     rules = list(dict.fromkeys(row['rule'] for row in report['rows'] if row['rule']))

@@ -69,7 +69,7 @@ def finished(tmp_path_factory, data):
     recipe.write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     plan = Plan(tmp_path / 'out', ('two',), (1, 2), 1, data=str(data), novel=NOVEL, every=2,
                 recipe=str(recipe), metric=str(recipe), mca=str(recipe), tuning=str(recipe),
-                channels=(4,), iterations=(2, 2, 2, 1), max_width=48)
+                channels=(4,), iterations=(2, 1, 2, 2, 1), max_width=48)
     return plan, run(plan)
 
 
@@ -124,11 +124,11 @@ def test_everything_kept_is_recognised(finished, monkeypatch):
     assert again['rows'] == first['rows'] and again['potholes'] == first['potholes']
     assert before == {path: path.stat().st_mtime_ns for path in plan.out.rglob('*.safetensors')}
     with pytest.raises(ConfigError, match=r'another recipe \(optimizer.iterations\)'):
-        make_run(changed(plan, iterations=(3, 2, 2, 1)), KNOWN, 'closed_set')
+        make_run(changed(plan, iterations=(3, 1, 2, 2, 1)), KNOWN, 'closed_set')
 
 
 def test_a_killed_fine_tuning_goes_on(finished, tmp_path, monkeypatch):
-    plan = changed(finished[0], iterations=(2, 2, 2, 3))
+    plan = changed(finished[0], iterations=(2, 1, 2, 2, 3))
     folder = plan.tuned_folder(FT, 'two', 1, 'other')
     steps = []
     step = ShotTraining._train_step
@@ -202,7 +202,7 @@ def test_unusable_shots_are_refused(finished, tmp_path, shots, message):
 
 @pytest.mark.parametrize('changes, message', [
     ({'settings': ('bus',)}, "unknown setting 'bus'; known: one, two"),
-    ({'iterations': (1, 2)}, 'iterations are four numbers'),
+    ({'iterations': (1, 2)}, 'iterations are five numbers'),
     ({'shots': ()}, 'at least one setting, and one shot'),
     ({'channels': (2,)}, 'channels must have 4')])
 def test_unusable_plans_are_refused(finished, changes, message):
@@ -315,7 +315,7 @@ def made_up():
     baselines = [{**row('', 0.0, old=0.6), 'network': KNOWN}]
     about = {'settings': {'two': ['c']}, 'known': ['a'], 'frames': 1, 'batch': 2, 'draws': 2,
              'size': [96, 64], 'pretrained': False,
-             'iterations': dict.fromkeys(('network', 'metric', 'mca', 'tuning'), 1)}
+             'iterations': dict.fromkeys(('network', 'further', 'metric', 'mca', 'tuning'), 1)}
     return summarize(rows, baselines, [], {}, about)
 
 
@@ -347,10 +347,10 @@ def test_command_reads_its_options(monkeypatch, tmp_path, capsys):
                         lambda plan: plans.append(plan) or made_up())
     assert cli.main(['few-shot', '--out', str(tmp_path), '--settings', 'three', '--shots', '2',
                      '--draws', '0', '--channels', '4,8', '--every', '3', '--iterations',
-                     '7,6,5,4']) == 0
+                     '7,6,5,4,3']) == 0
     plan, = plans
     assert (plan.settings, plan.shots, plan.draws, plan.channels) == (('three',), (2,), 0, (4, 8))
-    assert plan.iterations == (7, 6, 5, 4) and plan.every == 3
+    assert plan.iterations == (7, 6, 5, 4, 3) and plan.every == 3
     assert plan.meta_runs(KNOWN)[:2] == ('mca_4', 'mca_8')
     assert 'Few-shot benchmark' in capsys.readouterr().out
     assert cli.main(['few-shot', '--out', str(tmp_path), '--settings', 'bus']) == 2

@@ -139,6 +139,26 @@ def test_the_loss_has_the_weights_of_the_paper():
         MetaChannelLoss(3, reading='text')
 
 
+def test_void_may_have_no_part_in_the_losses():
+    channels = random_channels()
+    image = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(2))
+    label = torch.zeros(2, 16, 24, dtype=torch.uint8)
+    label[:, 8:] = 255
+    other, odd = channels.clone(), image.clone()
+    other[:, :, 2:], odd[:, :, 8:] = 0.99, 7.0
+    for void, same in (('ignore', True), ('negative', False)):
+        loss = MetaChannelLoss(3, void=void)
+        first, second = loss(channels, image, label), loss(other, odd, label)
+        assert all((first[name] == second[name]).item() == same
+                   for name in ('one_vs_all', 'intersection', 'reconstruction'))
+    whole = torch.zeros(2, 16, 24, dtype=torch.uint8)
+    kept, plain = (MetaChannelLoss(3, void=void)(channels, image, whole)
+                   for void in ('ignore', 'negative'))
+    assert all(torch.equal(kept[name], plain[name]) for name in plain)
+    with pytest.raises(ConfigError, match="meta.void must be 'negative' or 'ignore'"):
+        MetaChannelLoss(3, void='known')
+
+
 def meta_channels():
     """Return three channels of 8x10: part of an object, the background, next to nothing."""
     meta = np.zeros((3, 8, 10), np.float32)

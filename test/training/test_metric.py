@@ -122,6 +122,29 @@ def test_views_are_random_by_sample_and_cross_entropy_is_an_option():
     assert set(alone) == {'circle'} and alone['circle'] == first['circle']
 
 
+def test_the_unit_of_comparison_may_be_a_pixel():
+    found, head, features, label = losses(unit='pixel', views=64, class_weight=1.0)
+    small = label[:, 2::4, 2::4]
+    logits = head.embed_and_classify(features.permute(0, 2, 3, 1)[small != 255])[1]
+    entropies = functional.cross_entropy(logits, small[small != 255].long(), reduction='none')
+    # Each class of a picture has as many pixels, chosen with repetition.
+    expected = [entropies[i] for i in range(len(entropies))]
+    assert min(expected) < found['classes'].item() < max(expected)
+    places = [(0, index) for index in small[0].unique()] + [
+        (1, index) for index in small[1].unique() if index != 255]
+    flat = torch.full(small.shape, float('nan'))
+    flat[small != 255] = entropies.detach()
+    mean = np.mean([flat[b][small[b] == index].mean().item() for b, index in places])
+    assert found['classes'].item() == pytest.approx(mean, rel=0.1)
+    assert losses((1, 3), unit='pixel')[0]['circle'] != losses(unit='pixel')[0]['circle']
+    with pytest.raises(ConfigError, match="metric.unit must be 'region' or 'pixel'"):
+        MetricCriterion(MetricConfig(unit='mask'), head)
+    empty = MetricCriterion(MetricConfig(unit='pixel'), head)(
+        Prediction(None, None, features[:1]), torch.full((1, 32, 48), 255, dtype=torch.uint8),
+        {'images': torch.tensor(1.0)}, [0])
+    assert empty['circle'].item() == empty['classes'].item() == 0
+
+
 def test_labels_without_a_region_give_no_loss_but_a_gradient():
     head = MetricHead(5, 8, 3)
     features = torch.randn(1, 5, 8, 12)
