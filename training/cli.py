@@ -482,7 +482,8 @@ def _add_few_shot(stages: argparse._SubParsersAction) -> None:
     stage.add_argument('--every', type=int, help='measure on each n-th frame of CamVid val')
     stage.add_argument('--max-width', type=int, metavar='PIXELS',
                        help='reduce RoadAnomaly to this width (default 640; 0: native size)')
-    stage.add_argument('--iterations', type=_numbers, metavar='NETWORK,FURTHER,METRIC,MCA,TUNING',
+    stage.add_argument('--iterations', type=_numbers,
+                       metavar='NETWORK,FURTHER,METRIC,MCA,TUNING,OUTLIERS',
                        help="override the lengths of the recipes' schedules")
     stage.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
     stage.set_defaults(run_command=_few_shot)

@@ -27,9 +27,9 @@ from owseg_ros.readout.reference import rba
 from owseg_training.data.datasets import open_data_set
 from owseg_training.evaluate import anomaly_metrics
 from owseg_training.evaluate.evaluation import ScoreFile
-from owseg_training.few_shot_benchmark import ALL, Plan, write_json
+from owseg_training.few_shot_benchmark import ALL, open_reader, Plan, write_json
 from owseg_training.few_shot_frames import (
-    CLOSED_SET, FrameReader, MASKS, MIN_AREA, PIXELS, REGIONS, URS)
+    CLOSED_SET, FrameReader, MASKS, MIN_AREA, REGIONS, URS)
 from owseg_training.novel_regions import as_regions, embed
 from owseg_training.open_world import reduced, scaled_track
 from owseg_training.prototypes import KNOWN_PROTOTYPES
@@ -106,7 +106,7 @@ def anomaly_rows(plan: Plan) -> list[dict[str, Any]]:
         kept = json.loads(path.read_text())
         if kept['options'] == options:
             return kept['result']
-    reader = FrameReader(plan.folder(ALL, REGIONS), plan.folder(ALL, PIXELS), {})
+    reader = open_reader(plan, ALL, open_data_set('camvid', 'train', plan.data))
     prototypes = np.load(plan.folder(ALL, REGIONS) / KNOWN_PROTOTYPES)['embeddings']
     scores = Scores(reader, prototypes, logit_offset(reader, plan))
     road = open_data_set('road_anomaly', root=plan.data)

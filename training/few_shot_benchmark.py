@@ -19,8 +19,9 @@ One network is trained without the novel classes of any setting, which are void 
 no negatives of the masks (loss.void: ignore), so that nothing of them is known; on top of it come
 metric heads, of regions and of pixels, and meta channels.  Then classes are taught by 1 and 5
 pictures, those with the largest area and random draws, in every way that RAML compares, and the
-validation split is read with them.  A second network goes on from the first with all classes: it
-is the upper bound, has RoadAnomaly's anomalies to find, and is taught potholes.
+validation split is read with them; outlier supervision with objects that are like no class of a
+street adds regions as the robot finds them.  A second network goes on from the first with all
+classes: it is the upper bound, has RoadAnomaly's anomalies to find, and is taught potholes.
 
 Everything is kept in the plan's folder and is recognised on the next start.
 """
@@ -41,18 +42,21 @@ from owseg_ros.novelty.region_features import region_features
 from owseg_training.class_regions import embed_classes
 from owseg_training.closed_set import ClosedSetTraining, load_network, predict_scores
 from owseg_training.config import Config, ConfigError, load_config
-from owseg_training.data.datasets import DataSet, open_data_set, read_image
+from owseg_training.data.datasets import DataSet, open_cutouts, open_data_set, read_image
 from owseg_training.data.hidden import hide_classes
 from owseg_training.data.label_sets import map_by_names
 from owseg_training.evaluate import ConfusionMatrix
 from owseg_training.few_shot import calibrate_class, choose_examples, class_examples, Example
 from owseg_training.few_shot_frames import (
-    CLOSED_SET, FrameReader, LABELS, MASKS, PIXELS, REGIONS, SeenFrame, URS)
+    FrameReader, PIXELS, REGIONS, SeenFrame, SEPARATIONS)
 from owseg_training.finished_runs import is_finished
 from owseg_training.mca import select_channels
 from owseg_training.meta_channels import MetaChannelTraining
 from owseg_training.metric import MetricTraining
-from owseg_training.novel_regions import as_regions, count_pixels, embed, embed_pixels, Taught
+from owseg_training.novel_regions import (
+    as_regions, count_pixels, embed, embed_pixels, RegionTally, Taught)
+from owseg_training.open_world import LEFT_OUT
+from owseg_training.outliers import OutlierTraining
 from owseg_training.prototypes import class_prototypes, prototype
 from owseg_training.regions import resize_regions
 from owseg_training.shot_training import HEADS, ShotTraining
@@ -61,7 +65,7 @@ from tqdm import tqdm
 
 SETTINGS = {'one': ('Car',), 'three': ('Car', 'Pedestrian', 'Bicyclist')}
 KNOWN, ALL = 'known', 'all'
-CLOSED = 'closed_set'
+CLOSED, OUTLIERS = 'closed_set', 'outliers'
 # Trainings of meta channels beside those of each K: with void as the released code has it, and
 # with the losses of RAML's Table 3.
 ABLATIONS = {'mca_4_void': {'void': 'negative'},
@@ -73,6 +77,8 @@ CALIBRATED = 'calibrated'
 # Rules of matching: a threshold for all classes, or calibrated ones; 'gated' where a known class
 # must be less similar, too.
 RULES = (*(f'{theta:.2f}' for theta in THETAS), CALIBRATED, '0.80 gated', f'{CALIBRATED} gated')
+# Not a rule: each region is of the class that most of it is.
+MAJORITY = 'majority'
 LARGEST = 'largest'
 FT, PLM = 'FT', 'PLM'
 KNOWN_FRAMES, KNOWN_PIXELS = 51, 64
@@ -88,9 +94,10 @@ class Plan:
     data, pretrained: folder of the data sets and the backbone's weights; every: takes each n-th
     frame of CamVid's validation split; max_width: to which RoadAnomaly's larger pictures are
     reduced for the evaluation.
-    recipe, metric, mca, tuning: of the networks, the metric heads, the meta channels, and FT and
-    PLM; further: steps in which the network of all classes goes on from the other; iterations:
-    of the first network, the second, and these three, None for the recipes' and `further`.
+    recipe, metric, mca, tuning, outliers: of the networks, the metric heads, the meta channels,
+    FT and PLM, and outlier supervision; further: steps in which the network of all classes goes
+    on from the other; iterations: of the first network, the second, and the others in this
+    order, None for the recipes' and `further`.
     novel: the novel classes of each setting.
     """
 
@@ -107,6 +114,7 @@ class Plan:
     metric: str = 'camvid_few_shot_metric'
     mca: str = 'camvid_few_shot_mca'
     tuning: str = 'camvid_few_shot_tuning'
+    outliers: str = 'camvid_open_world_outliers'
     further: int = 1000
     iterations: tuple[int, ...] | None = None
     novel: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(SETTINGS))
@@ -115,10 +123,10 @@ class Plan:
         for name in self.settings:
             if name not in self.novel:
                 raise ConfigError(f'unknown setting {name!r}; known: {", ".join(self.novel)}')
-        if self.iterations is not None and len(self.iterations) != 5:
-            raise ConfigError('iterations are five numbers: of the network of known classes, of '
-                              'the one of all, the metric heads, the meta channels, and FT and '
-                              'PLM')
+        if self.iterations is not None and len(self.iterations) != 6:
+            raise ConfigError('iterations are six numbers: of the network of known classes, of '
+                              'the one of all, the metric heads, the meta channels, FT and PLM, '
+                              'and outlier supervision')
         if not self.settings or not self.shots or min(self.shots) < 1 or self.draws < 0:
             raise ConfigError('the benchmark needs at least one setting, and one shot or more')
         if 4 not in self.channels:
@@ -151,7 +159,7 @@ class Plan:
 
 
 # Indices of Plan.iterations.
-FIRST, FURTHER, METRIC, MCA, TUNING = range(5)
+FIRST, FURTHER, METRIC, MCA, TUNING, SUPERVISION = range(6)
 
 
 def _recipe(plan: Plan, network: str, stage: int, name: str) -> Config:
@@ -180,6 +188,13 @@ def make_run(plan: Plan, network: str, run: str) -> bool:
         config, parts = _recipe(plan, network, METRIC, plan.metric), ('metric', 'optimizer')
         if run == PIXELS:
             config.metric.unit, config.metric.views = 'pixel', 16
+    elif run == OUTLIERS:
+        config, parts = _recipe(plan, network, SUPERVISION, plan.outliers), (
+            'loss', 'outliers', 'optimizer')
+        config.loss.void = 'ignore'
+        config.outliers.categories = list(open_cutouts(
+            config.outliers.cutouts, config.outliers.cutouts_split, root=plan.data,
+            exclude=LEFT_OUT).categories)
     else:
         config, parts = _recipe(plan, network, MCA, plan.mca), ('meta', 'optimizer')
         config.meta.channels = int(run.split('_')[1])
@@ -191,6 +206,8 @@ def make_run(plan: Plan, network: str, run: str) -> bool:
         training = ClosedSetTraining(config, folder)
     elif run == CLOSED:
         training = ContinuedTraining(config, folder, plan.folder(KNOWN))
+    elif run == OUTLIERS:
+        training = OutlierTraining(config, folder, start)
     else:
         kind = MetricTraining if run in (REGIONS, PIXELS) else MetaChannelTraining
         training = kind(config, folder, start)
@@ -380,28 +397,43 @@ def _cells(mask: np.ndarray, region: Region, size: tuple[int, int]) -> np.ndarra
 
 
 def compared(teacher: Teacher, classes: TaughtClasses, frames: Sequence[SeenFrame],
-             meta_runs: Sequence[str],
+             meta_runs: Sequence[str], labels: Sequence[int] = (),
              ) -> Iterator[tuple[str, str, np.ndarray]]:
     """
     Read frames with taught classes in every way but fine-tuning.
 
+    labels: of the classes, for what the regions allow at best; none where they are not labelled.
     Yields (method, rule, counts int64 [L, P + M]), see novel_regions.
     """
+    def tallies(name: str) -> Iterator[RegionTally]:
+        if name in SEPARATIONS:
+            return (seen.tallies[name] for seen in frames)
+        chosen = classes.channels(name)
+        return (teacher.reader.meta_tally(seen, name, chosen) for seen in frames)
+
+    separations = (*SEPARATIONS, *meta_runs)
+    if labels:
+        for name in separations:
+            yield name, MAJORITY, sum(tally.count_majority(labels) for tally in tallies(name))
     rows, known = teacher.known_regions
     for rule in RULES:
         taught = classes.taught(rule, lambda shot: shot.region, rows, known)
-        for name in (URS, MASKS, CLOSED_SET, LABELS):
-            yield name, rule, sum(seen.tallies[name].count(taught) for seen in frames)
-        for name in meta_runs:
-            chosen = classes.channels(name)
-            yield name, rule, sum(teacher.reader.meta_tally(seen, name, chosen).count(taught)
-                                  for seen in frames)
+        for name in separations:
+            yield name, rule, sum(tally.count(taught) for tally in tallies(name))
     for head, (rows, known) in teacher.known_pixels.items():
         for rule in RULES if head == PIXELS else (f'{THETA:.2f}', CALIBRATED):
             taught = classes.taught(rule, lambda shot, head=head: shot.pixels[head], rows, known)
             yield ('NPM' if head == PIXELS else 'NPM, head of regions'), rule, sum(
                 count_pixels(seen.pixels[head], taught, seen.label, seen.predicted, seen.shape)
                 for seen in frames)
+
+
+def open_reader(plan: Plan, network: str, training: DataSet) -> FrameReader:
+    """Open one of the two networks with all that is trained on it; training: its classes."""
+    return FrameReader(
+        plan.folder(network, REGIONS), plan.folder(network, PIXELS),
+        {run: plan.folder(network, run) for run in plan.meta_runs(network)},
+        plan.folder(network, OUTLIERS), training)
 
 
 class CamVidBenchmark:
@@ -419,10 +451,8 @@ class CamVidBenchmark:
     @cached_property
     def teacher(self) -> Teacher:
         """Return the teacher of the network without novel classes."""
-        plan = self.plan
-        reader = FrameReader(plan.folder(KNOWN, REGIONS), plan.folder(KNOWN, PIXELS),
-                             {run: plan.folder(KNOWN, run) for run in plan.meta_runs(KNOWN)})
-        return Teacher(reader, hide_classes(self.training, plan.hidden))
+        training = hide_classes(self.training, self.plan.hidden)
+        return Teacher(open_reader(self.plan, KNOWN, training), training)
 
     @cached_property
     def frames(self) -> list[SeenFrame]:
@@ -453,13 +483,12 @@ class CamVidBenchmark:
 
     def _options(self) -> dict[str, Any]:
         plan = self.plan
-        return {'every': plan.every, 'hidden': list(plan.hidden), 'rules': list(RULES),
-                'runs': list(plan.meta_runs(KNOWN)),
+        return {'every': plan.every, 'hidden': list(plan.hidden),
                 'iterations': None if plan.iterations is None else list(plan.iterations)}
 
-    def kept(self, path: Path, make: Callable[[], Any]) -> Any:
+    def kept(self, path: Path, make: Callable[[], Any], **options: Any) -> Any:
         """Return what a file holds, or make and keep it where options differ or it is not."""
-        options = self._options()
+        options |= self._options()
         if path.is_file():
             found = json.loads(path.read_text())
             if found['options'] == options:
@@ -474,8 +503,10 @@ class CamVidBenchmark:
             classes = self.teacher.teach(self.examples(setting, count, selection))
             return [{'method': method, 'rule': rule, **self._figures(setting, counts)}
                     for method, rule, counts in compared(
-                        self.teacher, classes, self.frames, self.plan.meta_runs(KNOWN))]
-        return self.kept(self.plan.out / 'results' / f'{setting}_{count}_{selection}.json', make)
+                        self.teacher, classes, self.frames, self.plan.meta_runs(KNOWN),
+                        [self.names.index(name) for name in classes.names])]
+        return self.kept(self.plan.out / 'results' / f'{setting}_{count}_{selection}.json', make,
+                         rules=list(RULES), methods=[*SEPARATIONS, *self.plan.meta_runs(KNOWN)])
 
     def tuned(self, method: str, setting: str, count: int, selection: str,
               ) -> list[dict[str, Any]]:
@@ -535,6 +566,7 @@ class CamVidBenchmark:
         closed = load_config(plan.recipe)
         first, *others = (load_config(name).optimizer.iterations for name in (
             plan.recipe, plan.metric, plan.mca, plan.tuning))
+        others.append(load_config(plan.outliers).optimizer.iterations)
         lengths = plan.iterations or (first, plan.further, *others)
         return {'settings': {name: list(plan.novel[name]) for name in plan.settings},
                 'known': self.names[:self.known], 'shots': list(plan.shots),
@@ -542,7 +574,7 @@ class CamVidBenchmark:
                 'frames': len(self.items), 'every': plan.every, 'max_width': plan.max_width,
                 'size': list(closed.data.size), 'pretrained': bool(plan.pretrained),
                 'iterations': dict(zip(
-                    ('network', 'further', 'metric', 'mca', 'tuning'), lengths)),
+                    ('network', 'further', 'metric', 'mca', 'tuning', 'outliers'), lengths)),
                 'batch': closed.optimizer.batch_size}
 
 
@@ -557,7 +589,7 @@ def run(plan: Plan) -> dict[str, Any]:
     from owseg_training.few_shot_report import summarize, write
 
     def train(network: str) -> None:
-        for name in (CLOSED, REGIONS, PIXELS, *plan.meta_runs(network)):
+        for name in (CLOSED, REGIONS, PIXELS, OUTLIERS, *plan.meta_runs(network)):
             made = make_run(plan, network, name)
             print(f'{network} {name}: {"trained" if made else "was there"}', flush=True)
 

@@ -18,10 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from owseg_ros.readout.reference import rba
 from owseg_training.closed_set import load_network
+from owseg_training.data.datasets import DataSet
 from owseg_training.mask_regions import MaskRegions
 from owseg_training.mca import MetaChannelRegions
 from owseg_training.network.metric_head import MetricHead
@@ -32,7 +35,11 @@ import torch
 from torch.nn import functional
 
 URS, MASKS, CLOSED_SET, LABELS = 'URS', 'masks', 'closed-set regions', 'true regions'
+ANOMALOUS, SUPERVISED_MASKS = 'anomalous regions', 'masks after outlier supervision'
+SEPARATIONS = (URS, MASKS, CLOSED_SET, ANOMALOUS, SUPERVISED_MASKS, LABELS)
 REGIONS, PIXELS = 'regions', 'pixels'
+# Share of known pixels that an anomaly mask may have, and of how many training pictures.
+FALSE_ALARMS, ALARM_FRAMES = 0.05, 24
 # Smaller regions are left out: pixels of a CamVid picture, and of its channels.
 MIN_AREA, MIN_CELLS = 64, 2
 
@@ -61,15 +68,20 @@ class FrameReader:
     The networks of a benchmark, which share all but their metric heads and meta channels.
 
     regions, pixels: folders of the runs with the metric heads; channels: of those with meta
-    channels, by name.  URS has the settings of the paper's Road Anomaly and the softmax of the
-    per-pixel head's logits, as in the paper.
+    channels, by name; outliers: of outlier supervision, which leaves the pixel features as they
+    are; training: known classes, on which the threshold of its anomaly score is calibrated.
+    URS has the settings of the paper's Road Anomaly and the softmax of the per-pixel head's
+    logits, as in the paper.
     """
 
-    def __init__(self, regions: Path, pixels: Path, channels: Mapping[str, Path]) -> None:
+    def __init__(self, regions: Path, pixels: Path, channels: Mapping[str, Path],
+                 outliers: Path, training: DataSet) -> None:
         self.network, self.config = load_network(regions)
         self.heads: dict[str, MetricHead] = {
             REGIONS: self.network.metric_head, PIXELS: load_network(pixels)[0].metric_head}
         self._meta = {name: load_network(folder)[0] for name, folder in channels.items()}
+        self._supervised = load_network(outliers)[0]
+        self._training = training
         self._separations = {URS: UncertaintyRegions(150.0, 0.4, min_area=MIN_AREA),
                              MASKS: MaskRegions(min_area=MIN_AREA)}
 
@@ -96,6 +108,21 @@ class FrameReader:
         scores = self.pixel_logits(frame) if name == URS else frame.scores
         return self._separations[name](replace(frame, scores=scores))
 
+    def supervised_frame(self, image: np.ndarray) -> Frame:
+        """Return what the network after outlier supervision says about RGB uint8 [H, W, 3]."""
+        return read_frame(self._supervised, image, self.config)
+
+    @cached_property
+    def alarm(self) -> float:
+        """Return the RbA score that FALSE_ALARMS of the known training pixels exceed."""
+        items = self._training.items
+        scores = []
+        for item in items[::max(1, len(items) // ALARM_FRAMES)]:
+            image, label = self._training.read(item)
+            score = rba(self.supervised_frame(image).scores)
+            scores.append(score[label < len(self._training.classes)][::16])
+        return float(np.quantile(np.concatenate(scores), 1 - FALSE_ALARMS))
+
     def see(self, image: np.ndarray, label: np.ndarray, labels: int,
             pixels: bool = True) -> SeenFrame:
         """
@@ -109,8 +136,12 @@ class FrameReader:
                  for name, head in self.heads.items()} if pixels else {}
         seen = SeenFrame(replace(frame, scores=frame.scores[:0]), meta, label, predicted,
                          (labels, len(frame.scores)), cells)
-        for name in self._separations:
+        for name in (URS, MASKS):
             self.add_tally(seen, name, self.separate(frame, name))
+        supervised = self.supervised_frame(image)
+        odd = rba(supervised.scores) > self.alarm
+        self.add_tally(seen, ANOMALOUS, connected_regions(odd.astype(np.int32), MIN_AREA))
+        self.add_tally(seen, SUPERVISED_MASKS, self.separate(supervised, MASKS))
         self.add_tally(seen, CLOSED_SET, connected_regions(
             predicted.astype(np.int32) + 1, MIN_AREA))
         present = np.append(np.unique(label[label < labels]), 255)

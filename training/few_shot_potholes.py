@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from owseg_training.data.datasets import data_root, open_data_set, read_image
 from owseg_training.few_shot import choose_examples, Example, folder_examples
-from owseg_training.few_shot_benchmark import ALL, compared, Plan, Teacher, write_json
-from owseg_training.few_shot_frames import FrameReader, PIXELS, REGIONS, SeenFrame
+from owseg_training.few_shot_benchmark import (
+    ALL, compared, open_reader, Plan, Teacher, write_json)
+from owseg_training.few_shot_frames import SeenFrame, SEPARATIONS
 from tqdm import tqdm
 
 SHOTS = 5
@@ -64,15 +65,15 @@ def pothole_rows(plan: Plan) -> dict[str, Any]:
     pothole.  Raises DataError where the pictures are missing.
     """
     path = plan.out / 'results' / 'potholes.json'
-    options = {'draws': plan.draws,
+    options = {'draws': plan.draws, 'methods': [*SEPARATIONS, *plan.meta_runs(ALL)],
                'iterations': None if plan.iterations is None else list(plan.iterations)}
     if path.is_file():
         kept = json.loads(path.read_text())
         if kept['options'] == options:
             return kept['result']
-    reader = FrameReader(plan.folder(ALL, REGIONS), plan.folder(ALL, PIXELS),
-                         {run: plan.folder(ALL, run) for run in plan.meta_runs(ALL)})
-    teacher = Teacher(reader, open_data_set('camvid', 'train', plan.data))
+    training = open_data_set('camvid', 'train', plan.data)
+    reader = open_reader(plan, ALL, training)
+    teacher = Teacher(reader, training)
     examples = folder_examples(Path(data_root(plan.data)) / 'potholes')
     frames = [reader.see(read_image(example.image), example.mask().astype(np.uint8), 2)
               for example in tqdm(examples, desc='potholes', leave=False, disable=None)]
@@ -87,11 +88,12 @@ def pothole_rows(plan: Plan) -> dict[str, Any]:
         classes = teacher.teach({NAME: shots})
         elsewhere = {(method, rule): counts for method, rule, counts in compared(
             teacher, classes, road, plan.meta_runs(ALL))}
-        for method, rule, counts in compared(teacher, classes, others, plan.meta_runs(ALL)):
-            false = elsewhere[method, rule]
+        for method, rule, counts in compared(teacher, classes, others, plan.meta_runs(ALL), [1]):
+            false = elsewhere.get((method, rule))
             rows.append({'selection': selection, 'method': method, 'rule': rule,
                          **measures(counts, len(names)),
-                         'road': float(false[:, len(names):].sum() / false.sum())})
+                         'road': None if false is None else float(
+                             false[:, len(names):].sum() / false.sum())})
         print(f'potholes {selection}: done', flush=True)
     result = {'rows': rows, 'pictures': len(examples), 'road_frames': len(road),
               'share': float(np.mean([(frame.label == 1).mean() for frame in frames]))}

@@ -27,6 +27,7 @@ from owseg_training.open_world_report import spread
 MEANS = {'all': 'mIoU all', 'novel': 'novel', 'old': 'old', 'harmonic': 'harmonic'}
 # The paper's threshold, and the one that `owseg-train prototypes` sets.
 PAPER, CALIBRATED = '0.80', 'calibrated'
+MAJORITY = 'majority'
 LARGEST = 'largest'
 MAIN = 'mca_4'
 BASELINES = {'all': 'all classes trained', 'known': 'known classes only'}
@@ -34,6 +35,12 @@ TUNED = ('FT', 'PLM latest', 'PLM all')
 LOSSES = {'closed-set regions': 'none: regions of the closed set', 'mca_4_rec': 'L_rec',
           'mca_4_rec_split': 'L_rec + L_split', MAIN: 'L_rec + L_split + L_inter',
           'mca_4_void': 'the same, void as in the released code'}
+
+KINDS = {'URS': 'RAML, URS', 'masks': "RAML, the classifier's masks",
+         'closed-set regions': 'RAML, regions of the closed set',
+         'anomalous regions': 'RAML, anomalous regions',
+         'masks after outlier supervision': 'RAML, masks after outlier supervision',
+         'true regions': 'RAML, true regions'}
 
 Row = Mapping[str, Any]
 
@@ -44,11 +51,7 @@ def title(method: str) -> str:
         return f'RAML, MCA (K = 4), {LOSSES[method]}'
     if method.startswith('mca_'):
         return f'RAML, MCA (K = {method.split("_")[1]})'
-    if method in ('URS', 'masks', 'closed-set regions', 'true regions'):
-        kinds = {'masks': "the classifier's masks", 'closed-set regions':
-                 'regions of the closed set', 'true regions': 'true regions (upper bound)'}
-        return f'RAML, {kinds.get(method, method)}'
-    return method
+    return KINDS.get(method, method)
 
 
 def _percent(value: Any, signed: bool = False) -> str:
@@ -125,7 +128,7 @@ def claims(rows: Rows, baselines: Mapping[tuple[str, str], Row]) -> list[dict[st
     higher, lower = (lambda d: d > 0), (lambda d: d < 0)
     found = []
     for rule, where in ((PAPER, 'threshold 0.8'), (CALIBRATED, 'calibrated thresholds')):
-        for method in (MAIN, 'URS', 'masks'):
+        for method in (MAIN, 'URS', 'masks', 'anomalous regions', 'true regions'):
             found.append(_claim(f'{title(method)} beats pixels (NPM), {where}', rows,
                                 value(method, rule), value('NPM', rule), higher))
         found.append(_claim(f'MCA (K = 4) beats URS, {where}', rows, value(MAIN, rule),
@@ -174,7 +177,7 @@ def summarize(rows: Sequence[Row], baselines: Sequence[Row], anomalies: Sequence
 
 def _methods(rows: Rows) -> list[str]:
     """Return what is compared in the main tables, in their order."""
-    order = [*TUNED, 'NPM', 'URS', 'masks',
+    order = [*TUNED, 'NPM', 'URS', 'masks', 'anomalous regions',
              *(m for m in rows.methods if m.startswith('mca_') and (
                  m == MAIN or m not in LOSSES))]
     return [method for method in order if method in rows.methods]
@@ -197,17 +200,19 @@ def _main_table(rows: Rows, baselines: Sequence[Row], setting: str) -> str:
 
 def _separations(rows: Rows, setting: str) -> str:
     lines = []
-    order = ('NPM', 'NPM, head of regions', 'URS', 'closed-set regions', 'masks',
+    order = ('NPM', 'NPM, head of regions', *(kind for kind in KINDS if kind != 'true regions'),
              *(m for m in rows.methods if m.startswith('mca_')), 'true regions')
     for shots in rows.shots:
         for method in order:
             found = [rows.get(setting, shots, LARGEST, method, rule)
                      for rule in (PAPER, CALIBRATED)]
+            best = rows.get(setting, shots, LARGEST, method, MAJORITY)
             if all(found):
                 lines.append([str(shots), title(method),
-                              *(_percent(row[mean]) for row in found for mean in MEANS)])
+                              *(_percent(row[mean]) for row in found for mean in MEANS),
+                              _percent(best['novel'] if best else None)])
     return markdown_table(('shots', 'method', *(f'{text}, {rule}' for rule in (
-        '0.8', CALIBRATED) for text in MEANS.values())), lines)
+        '0.8', CALIBRATED) for text in MEANS.values()), 'novel at best'), lines)
 
 
 def _thresholds(rows: Rows, setting: str, rules: Sequence[str]) -> str:
@@ -250,11 +255,14 @@ def _potholes(potholes: Mapping[str, Any]) -> str:
     for (method, rule), rows in sorted(found.items(), key=lambda entry: entry[0][1]):
         largest = next(row for row in rows if row['selection'] == LARGEST)
         drawn = [row for row in rows if row['selection'] != LARGEST]
+        best = [row['IoU'] for row in potholes['rows'] if row['rule'] == MAJORITY
+                and row['method'] == method and row['selection'] == LARGEST]
         lines.append([title(method), rule, *(_percent(largest[key]) for key in keys),
-                      *(_percent(spread([row[key] for row in drawn])) for key in keys)])
+                      *(_percent(spread([row[key] for row in drawn])) for key in keys),
+                      _percent(best[0] if best else None)])
     return markdown_table(
         ('method', 'threshold', *(f'{key}, largest' for key in keys),
-         *(f'{key}, random' for key in keys)), lines)
+         *(f'{key}, random' for key in keys), 'IoU at best'), lines)
 
 
 def _shares(shares: Mapping[str, float]) -> str:
@@ -274,9 +282,11 @@ def markdown(report: Mapping[str, Any]) -> str:
         f'{about["size"][0]}x{about["size"][1]}, '
         f'{"ImageNet weights" if about["pretrained"] else "from scratch"}; that of all goes on '
         f'from it for {steps["further"]} steps.  Metric heads '
-        f'{steps["metric"]}, meta channels {steps["mca"]}, FT and PLM {steps["tuning"]} steps.  '
+        f'{steps["metric"]}, meta channels {steps["mca"]}, FT and PLM '
+        f'{steps["tuning"]}, outlier supervision {steps["outliers"]} steps.  '
         f'One seed; {about["draws"]} random draws of shots.  Figures are percent.', '']
-    rules = list(dict.fromkeys(row['rule'] for row in report['rows'] if row['rule']))
+    rules = list(dict.fromkeys(row['rule'] for row in report['rows']
+                               if row['rule'] not in (None, MAJORITY)))
     for setting, novel in about['settings'].items():
         head = f'{len(about["known"])}+{len(novel)}'
         lines += [

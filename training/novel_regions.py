@@ -21,6 +21,7 @@ and thresholds is compared without another look at the picture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -96,11 +97,24 @@ class RegionTally:
 
     def count(self, taught: Taught) -> np.ndarray:
         """Return pixels by label and final class, int64 [L, P + M], taught classes last."""
-        found = taught.match(self.embeddings)
+        return self._painted(taught.match(self.embeddings), len(taught.prototypes))
+
+    def count_majority(self, labels: Sequence[int]) -> np.ndarray:
+        """
+        Return what `count` does, if each region were of the class that most of its pixels are.
+
+        labels: of the taught classes.  It is the most that these regions allow.
+        """
+        most = self.counts[1:].sum(2).argmax(1)
+        found = np.full(len(most), NO_MATCH)
+        for index, label in enumerate(labels):
+            found[most == label] = index
+        return self._painted(found, len(labels))
+
+    def _painted(self, found: np.ndarray, classes: int) -> np.ndarray:
         kept = np.append(True, found == NO_MATCH)
         return np.concatenate([self.counts[kept].sum(0), np.stack([
-            self.counts[1:][found == index].sum((0, 2))
-            for index in range(len(taught.prototypes))], 1)], 1)
+            self.counts[1:][found == index].sum((0, 2)) for index in range(classes)], 1)], 1)
 
 
 def tally_regions(head: MetricHead, regions: np.ndarray, features: np.ndarray, label: np.ndarray,

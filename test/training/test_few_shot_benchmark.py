@@ -24,7 +24,8 @@ from owseg_training.config import ConfigError
 from owseg_training.data.datasets import open_data_set, VOID
 from owseg_training.evaluate import ConfusionMatrix
 from owseg_training.few_shot_benchmark import (
-    ALL, CamVidBenchmark, class_order, figures, FT, KNOWN, make_run, make_tuned, Plan, RULES, run)
+    ALL, CamVidBenchmark, class_order, figures, FT, KNOWN, MAJORITY, make_run, make_tuned,
+    OUTLIERS, Plan, RULES, run)
 from owseg_training.few_shot_frames import REGIONS
 from owseg_training.few_shot_potholes import measures
 from owseg_training.few_shot_report import markdown, Rows, summarize
@@ -56,6 +57,13 @@ def data(tmp_path_factory):
             image[mask == 1] = COLOR
             cv2.imwrite(str(root / name / 'images' / f'{number}.jpg'), image)
             cv2.imwrite(str(root / name / 'masks' / f'{number}.png'), mask)
+    objects = root / 'objects' / 'open'
+    objects.mkdir(parents=True)
+    for name in ('dog', 'car'):
+        cutout = rng.integers(0, 255, (20, 20, 4)).astype(np.uint8)
+        cutout[..., 3] = 255
+        cv2.imwrite(str(objects / f'{name}.png'), cutout)
+    (root / 'objects' / 'index.csv').write_text('file,category\ndog.png,dog\ncar.png,car\n')
     return root
 
 
@@ -69,7 +77,8 @@ def finished(tmp_path_factory, data):
     recipe.write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     plan = Plan(tmp_path / 'out', ('two',), (2,), 1, data=str(data), novel=NOVEL, every=2,
                 recipe=str(recipe), metric=str(recipe), mca=str(recipe), tuning=str(recipe),
-                channels=(4,), iterations=(2, 1, 2, 2, 1), max_width=48)
+                outliers=str(recipe),
+                channels=(4,), iterations=(2, 1, 2, 2, 1, 1), max_width=48)
     return plan, run(plan)
 
 
@@ -82,16 +91,19 @@ def test_benchmark_from_training_to_the_tables(finished):
     rows = Rows(report['rows'])
     assert rows.cases == (('two', 2, 'largest'), ('two', 2, 'random_0'))
     assert set(rows.methods) == {
-        'URS', 'masks', 'closed-set regions', 'true regions', 'mca_4', 'mca_4_void',
+        'URS', 'masks', 'closed-set regions', 'anomalous regions',
+        'masks after outlier supervision', 'true regions', 'mca_4', 'mca_4_void',
         'mca_4_rec', 'mca_4_rec_split', 'NPM', 'NPM, head of regions', 'FT',
         'PLM latest', 'PLM all'}
-    for rule in RULES:
+    for rule in (*RULES, MAJORITY):
         row = rows.get('two', 2, 'random_0', 'URS', rule)
         assert list(row['IoU']) == ['a', 'b', 'c', 'd']
         assert 0 <= row['all'] <= 1
+    best = rows.get('two', 2, 'largest', 'true regions', MAJORITY)
+    assert best['IoU']['c'] == best['IoU']['d'] == 1
     assert {r['network'] for r in report['baselines']} == {KNOWN, ALL}
     assert all(0 <= row['AP'] <= 1 for row in report['anomalies'])
-    assert len(report['potholes']['rows']) == 2 * (7 * len(RULES) - len(RULES) + 2)
+    assert len(report['potholes']['rows']) == 2 * (7 * (len(RULES) + 1) + len(RULES) + 2)
     text = (plan.out / 'few_shot.md').read_text()
     assert '## 2+2: separation of regions (Table E)' in text and '| 2 | FT |' in text
     assert json.loads((plan.out / 'few_shot.json').read_text())['description']['frames'] == 3
@@ -104,8 +116,10 @@ def test_nothing_of_the_novel_classes_is_known(finished):
         names = [c['name'] for c in json.loads((folder / 'classes.json').read_text())['classes']]
         config = yaml.safe_load((folder / 'config.yaml').read_text())
         assert names == ['a', 'b'] and config['data']['hidden'] == ['c', 'd']
-    base = yaml.safe_load((plan.folder(KNOWN) / 'config.yaml').read_text())
-    assert base['loss']['void'] == 'ignore'
+    for run_name in ('closed_set', OUTLIERS):
+        config = yaml.safe_load((plan.folder(KNOWN, run_name) / 'config.yaml').read_text())
+        assert config['loss']['void'] == 'ignore'
+    assert config['outliers']['categories'] == ['dog']
     start, head = (load_network(plan.folder(KNOWN, name))[0].state_dict()
                    for name in ('closed_set', 'mca_4'))
     assert all(torch.equal(value, head[name]) for name, value in start.items())
@@ -123,11 +137,11 @@ def test_everything_kept_is_recognised(finished, monkeypatch):
     assert again['rows'] == first['rows'] and again['potholes'] == first['potholes']
     assert before == {path: path.stat().st_mtime_ns for path in plan.out.rglob('*.safetensors')}
     with pytest.raises(ConfigError, match=r'another recipe \(optimizer.iterations\)'):
-        make_run(changed(plan, iterations=(3, 1, 2, 2, 1)), KNOWN, 'closed_set')
+        make_run(changed(plan, iterations=(3, 1, 2, 2, 1, 1)), KNOWN, 'closed_set')
 
 
 def test_a_killed_fine_tuning_goes_on(finished, tmp_path, monkeypatch):
-    plan = changed(finished[0], iterations=(2, 1, 2, 2, 3))
+    plan = changed(finished[0], iterations=(2, 1, 2, 2, 3, 1))
     folder = plan.tuned_folder(FT, 'two', 1, 'other')
     steps = []
     step = ShotTraining._train_step
@@ -201,7 +215,7 @@ def test_unusable_shots_are_refused(finished, tmp_path, shots, message):
 
 @pytest.mark.parametrize('changes, message', [
     ({'settings': ('bus',)}, "unknown setting 'bus'; known: one, two"),
-    ({'iterations': (1, 2)}, 'iterations are five numbers'),
+    ({'iterations': (1, 2)}, 'iterations are six numbers'),
     ({'shots': ()}, 'at least one setting, and one shot'),
     ({'channels': (2,)}, 'channels must have 4')])
 def test_unusable_plans_are_refused(finished, changes, message):
@@ -258,6 +272,12 @@ def test_painted_regions_count_as_if_they_were_painted():
         if own != VOID:
             expected[own, final] += 1
     assert (tally.count(taught) == expected).all()
+    most = [np.bincount(label[(regions == n) & (label != VOID)], minlength=3).argmax()
+            for n in range(1, 6)]
+    at_best = tally.count_majority([2])
+    assert at_best[:, 2].sum() == sum(
+        ((regions == n) & (label != VOID)).sum() for n, own in enumerate(most, 1) if own == 2)
+    assert at_best.sum() == expected.sum()
     assert [r.area for r in as_regions(regions)] == [64] * 5
 
 
@@ -314,7 +334,8 @@ def made_up():
     baselines = [{**row('', 0.0, old=0.6), 'network': KNOWN}]
     about = {'settings': {'two': ['c']}, 'known': ['a'], 'frames': 1, 'batch': 2, 'draws': 2,
              'size': [96, 64], 'pretrained': False,
-             'iterations': dict.fromkeys(('network', 'further', 'metric', 'mca', 'tuning'), 1)}
+             'iterations': dict.fromkeys(
+                 ('network', 'further', 'metric', 'mca', 'tuning', 'outliers'), 1)}
     return summarize(rows, baselines, [], {}, about)
 
 
@@ -346,10 +367,10 @@ def test_command_reads_its_options(monkeypatch, tmp_path, capsys):
                         lambda plan: plans.append(plan) or made_up())
     assert cli.main(['few-shot', '--out', str(tmp_path), '--settings', 'three', '--shots', '2',
                      '--draws', '0', '--channels', '4,8', '--every', '3', '--iterations',
-                     '7,6,5,4,3']) == 0
+                     '7,6,5,4,3,2']) == 0
     plan, = plans
     assert (plan.settings, plan.shots, plan.draws, plan.channels) == (('three',), (2,), 0, (4, 8))
-    assert plan.iterations == (7, 6, 5, 4, 3) and plan.every == 3
+    assert plan.iterations == (7, 6, 5, 4, 3, 2) and plan.every == 3
     assert plan.meta_runs(KNOWN)[:2] == ('mca_4', 'mca_8')
     assert 'Few-shot benchmark' in capsys.readouterr().out
     assert cli.main(['few-shot', '--out', str(tmp_path), '--settings', 'bus']) == 2
