@@ -48,7 +48,7 @@ START = 60.0
 ARGUMENTS = {
     'perception.launch.py': {
         'namespace', 'model', 'image', 'image_transport', 'params_file', 'engine', 'camera',
-        'queries', 'autostart', 'use_sim_time', 'rviz', 'log_level'},
+        'queries', 'prototypes', 'autostart', 'use_sim_time', 'rviz', 'log_level'},
     'demo.launch.py': {'camera', 'model', 'queries', 'namespace', 'rviz', 'log_level'}}
 
 
