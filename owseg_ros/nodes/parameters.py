@@ -224,8 +224,8 @@ PERCEPTION = (
          'Most frames in one pass of the network; 0: one of each camera.', UNCONFIGURED,
          (0, 64)),
     Spec('pipeline', 'auto',
-         'Read one frame out while the next is in the network: on, off, or auto where a GPU runs '
-         'the network.', choices=('auto', 'on', 'off')),
+         'Read one frame out while the next is in the network: always, never, or auto (where a '
+         'GPU runs the network).', choices=('auto', 'always', 'never')),
     Spec('output_size', 'camera',
          'Size of the published maps: that of the camera image or that of the network.',
          choices=('camera', 'network')),

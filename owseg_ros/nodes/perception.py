@@ -294,7 +294,7 @@ class PerceptionNode(LifecycleNode):
 
     def _overlaps(self) -> bool:
         mode, segmenter = self._table['pipeline'], self._segmenter
-        return mode == 'on' or (
+        return mode == 'always' or (
             mode == 'auto' and segmenter is not None and segmenter.engine.on_gpu)
 
     def _publish_queries(self, camera: Camera, queries: PreparedQueries | None,

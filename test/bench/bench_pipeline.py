@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""
+r"""
 Where the time of a frame goes in the running node, and how old its maps are.
 
 Camera, perception and listener are three processes that talk over DDS.  The camera sends frames
@@ -20,7 +20,8 @@ deserialising them.  Each case is run in rounds, its variants in turns, so that 
 machine falls on all of them alike.  Prints a table and, with --json, all numbers.
 
     python test/bench/bench_pipeline.py --rates 5 10 15 30 100
-    python test/bench/bench_pipeline.py --rates 100 --variant on:pipeline=on off:pipeline=off
+    python test/bench/bench_pipeline.py --rates 100 --variant one:pipeline=never \
+        two:pipeline=always
     python test/bench/bench_pipeline.py --cameras front left --rates 10 --trace out/timeline
 
 Counted as what: `network` is the engine's pass from packed input to outputs, p50 over the frames
@@ -66,29 +67,32 @@ def run_node(options) -> int:
     from owseg_ros.engine.onnx import OnnxEngine
     from owseg_ros.nodes import diagnostics, inputs, outputs, perception
     from owseg_ros.nodes.process import run
-    from owseg_ros.segmenter import Segmenter
+    from owseg_ros.readout import CpuReadout
     from rclpy.executors import SingleThreadedExecutor
     spans = timeline.Timeline(memory=options.memory)
     done: list[dict] = []
 
-    def frame_out(self, age, latency, network_ms, readout_ms, original=(
-            diagnostics.FrameStatistics.frame_out)):
+    original = diagnostics.FrameStatistics.frame_out
+
+    def frame_out(self, age, latency, network_ms, readout_ms, *more):
         done.append({'at': time.monotonic(), 'age_ms': 1e3 * age, 'latency_ms': 1e3 * latency,
                      'network_ms': network_ms, 'readout_ms': readout_ms,
                      'cpu': time.process_time()})
-        original(self, age, latency, network_ms, readout_ms)
+        original(self, age, latency, network_ms, readout_ms, *more)
 
     diagnostics.FrameStatistics.frame_out = frame_out
     spans.wrap(SingleThreadedExecutor, '_take_subscription', 'receive')
     spans.wrap(perception.PerceptionNode, 'receive', 'slot',
                lambda node, camera, message: key_of(message.header.stamp))
+    spans.wrap(perception.PerceptionNode, '_begin', 'begin')
+    spans.wrap(perception.PerceptionNode, '_finish', 'finish')
     spans.wrap(inputs.ImageInput, 'convert', 'convert',
                lambda _, message, *more: key_of(message.header.stamp))
     spans.wrap(NetworkEngine, 'infer', 'engine')
     spans.wrap(NetworkEngine, '_pack', 'pack')
     spans.wrap(NetworkEngine, '_check', 'check')
     spans.wrap(OnnxEngine, '_run', 'network')
-    spans.wrap(Segmenter, 'read_out', 'readout')
+    spans.wrap(CpuReadout, '__call__', 'readout')
     spans.wrap(outputs.ImageOutput, 'message', 'message',
                lambda _, result, frame, header, alpha: key_of(header.stamp))
     spans.wrap(perception, 'publish_outputs', 'publish',

@@ -182,9 +182,10 @@ def test_one_bad_frame_of_a_batch_leaves_the_others(ros, cameras):
     assert work.numbers('front').frames_out == work.numbers('left').bad_frames == 0
 
 
-@pytest.mark.parametrize('mode, overlaps', [('on', True), ('off', False), ('auto', False)])
+@pytest.mark.parametrize('mode, overlaps', [
+    ('always', True), ('never', False), ('auto', False)])
 def test_a_frame_is_read_out_while_the_next_is_in_the_network(ros, cameras, slow, mode, overlaps):
-    """On the CPU, where both need the same cores, `auto` is off."""
+    """On the CPU, where both need the same cores, `auto` is never."""
     work = cameras('front', model=slow, pipeline=mode)
     read = []
 
@@ -207,7 +208,7 @@ def test_a_frame_is_read_out_while_the_next_is_in_the_network(ros, cameras, slow
     assert 0 <= numbers.frames_in - numbers.frames_out - numbers.drops <= 4
 
 
-@pytest.mark.parametrize('mode', ['on', 'off'])
+@pytest.mark.parametrize('mode', ['always', 'never'])
 @pytest.mark.parametrize('half', ['run_network', 'each_read_out'])
 def test_an_error_in_either_half_is_told_and_the_next_frame_is_fine(ros, cameras, mode, half):
     work = cameras('front', pipeline=mode)
@@ -228,7 +229,7 @@ def test_an_error_in_either_half_is_told_and_the_next_frame_is_fine(ros, cameras
         work.masks['front'].first()
 
 
-@pytest.mark.parametrize('mode', ['on', 'off'])
+@pytest.mark.parametrize('mode', ['always', 'never'])
 def test_a_frame_in_work_is_published_before_the_node_is_inactive(ros, cameras, mode):
     work = cameras('front', pipeline=mode)
     entered, go_on = threading.Event(), threading.Event()
@@ -251,7 +252,7 @@ def test_a_frame_in_work_is_published_before_the_node_is_inactive(ros, cameras, 
 def test_the_pipeline_is_changed_while_frames_come(ros, cameras):
     work = cameras('front')
     with Repeater(lambda: work.send('front'), 100.0):
-        for mode in ('on', 'off', 'auto', 'on'):
+        for mode in ('always', 'never', 'auto', 'always'):
             seen = len(work.masks['front'].messages)
             assert work.node.set_parameters([Parameter('pipeline', value=mode)])[0].successful
             wait_until(lambda: len(work.masks['front'].messages) > seen + 5)

@@ -379,7 +379,7 @@ def test_the_lifecycle_by_its_services(ros, perception):
         assert go(Transition.TRANSITION_ACTIVE_SHUTDOWN) == 'finalized'
 
 
-@pytest.mark.parametrize('pipeline', ['on', 'off'])
+@pytest.mark.parametrize('pipeline', ['always', 'never'])
 def test_transitions_under_full_load(ros, perception, pipeline):
     camera = ImagePublisher(ros.client, qos=RELIABLE)
     for topic in IMAGE_TOPICS:
