@@ -223,6 +223,9 @@ PERCEPTION = (
     Spec('max_batch', 0,
          'Most frames in one pass of the network; 0: one of each camera.', UNCONFIGURED,
          (0, 64)),
+    Spec('prefer_fresh', True,
+         'Where a frame has waited for more than half the period of its camera, wait for the '
+         'next one instead: maps are younger, and at most so much fewer.', UNCONFIGURED),
     Spec('pipeline', 'auto',
          'Read one frame out while the next is in the network: always, never, or auto (where a '
          'GPU runs the network).', choices=('auto', 'always', 'never')),

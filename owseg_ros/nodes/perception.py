@@ -380,7 +380,7 @@ class PerceptionNode(LifecycleNode):
             return result
         self._slots = FrameSlots(
             list(self._cameras), self._table['max_skew'], self._table['batch_wait'],
-            self._table['max_batch'])
+            self._table['max_batch'], self._table['prefer_fresh'])
         self._pipeline = Pipeline(self._slots, self._begin, self._finish, self._overlaps)
         self._publish_labels()
         for camera in self._cameras.values():

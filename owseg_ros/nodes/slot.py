@@ -15,10 +15,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+import statistics
 import threading
 import time
 from typing import Any, Sequence
+
+_PERIODS = 5
+"""Intervals that the period of a camera is the median of."""
+
+_LATE = 1.1
+"""Periods after which the next frame is late."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,22 +50,31 @@ class FrameSlots:
     send its next one too, and `take` waits up to `batch_wait` seconds for it. A camera that
     stops is so waited for once.
 
+    A frame that has waited for more than half the period of its camera is nearly as old as the
+    next one will be new: with `prefer_fresh` that one is waited for, unless another camera has
+    a frame. It costs at most half a period, and less than the age that it saves.
+
     :param cameras: names of the cameras.
     :param max_skew: stamps that differ by no more than this many seconds are of one moment.
     :param batch_wait: longest time to wait for the frame of a synchronised camera, in seconds.
     :param max_batch: most frames of one batch; 0 for any number.
+    :param prefer_fresh: whether to wait for the next frame rather than take an old one.
     """
 
     def __init__(self, cameras: Sequence[str], max_skew: float = 0.005,
-                 batch_wait: float = 0.01, max_batch: int = 0) -> None:
+                 batch_wait: float = 0.01, max_batch: int = 0,
+                 prefer_fresh: bool = False) -> None:
         self.max_skew = max_skew
         self.batch_wait = batch_wait
         self.max_batch = max_batch or len(cameras)
+        self.prefer_fresh = prefer_fresh
         self._changed = threading.Condition()
         self._pending: dict[str, Pending] = {}
         self._order = list(cameras)
         self._stamps: dict[str, float] = {}
         self._expected: dict[str, frozenset[str]] = dict.fromkeys(cameras, frozenset())
+        self._arrivals: dict[str, deque[float]] = {
+            camera: deque(maxlen=_PERIODS + 1) for camera in cameras}
         self._closed = False
 
     def put(self, camera: str, message: Any, stamp: float) -> bool:
@@ -71,7 +88,9 @@ class FrameSlots:
                 if other != camera and self._together(other_stamp, last))
             self._stamps[camera] = stamp
             fresh = camera not in self._pending
-            self._pending[camera] = Pending(camera, message, stamp, time.monotonic())
+            now = time.monotonic()
+            self._arrivals[camera].append(now)
+            self._pending[camera] = Pending(camera, message, stamp, now)
             self._changed.notify_all()
             return fresh
 
@@ -82,7 +101,9 @@ class FrameSlots:
             if self._closed:
                 return []
             first = next(camera for camera in self._order if camera in self._pending)
-            if self.max_batch > 1:
+            if self.prefer_fresh:
+                self._await_fresh(first)
+            if self.max_batch > 1 and not self._closed:
                 self._await_others(first)
             if self._closed:
                 return []
@@ -106,6 +127,22 @@ class FrameSlots:
 
     def _together(self, stamp: float, other: float) -> bool:
         return abs(stamp - other) <= self.max_skew
+
+    def _await_fresh(self, camera: str) -> None:
+        """Wait for the next frame of a camera where it will come sooner than the last came."""
+        frame, arrivals = self._pending[camera], list(self._arrivals[camera])
+        if len(arrivals) <= _PERIODS:
+            return
+        period = statistics.median(
+            after - before for before, after in zip(arrivals, arrivals[1:]))
+        now = time.monotonic()
+        if period / 2 <= now - frame.received < period:
+            # A frame that comes late, as the last ones did not, is not waited for without end.
+            self._changed.wait_for(
+                lambda: self._closed or self._pending[camera] is not frame or any(
+                    not self._together(other.stamp, frame.stamp)
+                    for other in self._pending.values()),
+                frame.received + _LATE * period - now)
 
     def _await_others(self, first: str) -> None:
         """Wait for the frames that are expected to share a batch with that of a camera."""

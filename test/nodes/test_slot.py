@@ -14,8 +14,10 @@
 """The newest-frame slots and their worker."""
 
 import threading
+import time
 
 from owseg_ros.nodes.slot import FrameSlots
+import pytest
 
 
 def names(batch):
@@ -130,3 +132,69 @@ def test_a_batch_has_no_more_frames_than_it_may():
         for camera in 'ab':
             alone.put(camera, step, float(step))
         assert names(alone.take()) == ['ab'[step % 2]]
+
+
+def feed(slots, count=6, period=0.08):
+    """Send frames at a steady rate and take them all."""
+    for number in range(count):
+        slots.put('', number, float(number))
+        slots.take()
+        time.sleep(period)
+
+
+def test_the_next_frame_is_waited_for_where_the_last_is_nearly_as_old_as_a_period():
+    slots = FrameSlots([''], prefer_fresh=True)
+    feed(slots)
+    slots.put('', 'old', 10.0)
+    time.sleep(0.06)
+    late = threading.Timer(0.02, slots.put, ('', 'fresh', 11.0))
+    late.start()
+    assert [pending.message for pending in slots.take()] == ['fresh']
+    late.join()
+
+
+def test_a_frame_that_is_fresh_enough_is_taken_at_once():
+    slots = FrameSlots([''], prefer_fresh=True)
+    feed(slots)
+    slots.put('', 'fresh', 10.0)
+    start = time.monotonic()
+    assert [pending.message for pending in slots.take()] == ['fresh']
+    assert time.monotonic() - start < 0.04
+
+
+def test_a_next_frame_that_does_not_come_is_not_waited_for_without_end():
+    slots = FrameSlots([''], prefer_fresh=True)
+    feed(slots)
+    slots.put('', 'last', 10.0)
+    time.sleep(0.06)
+    start = time.monotonic()
+    assert [pending.message for pending in slots.take()] == ['last']
+    assert time.monotonic() - start < 0.3
+
+
+def test_nothing_fresh_is_waited_for_while_another_camera_has_a_frame():
+    slots = FrameSlots(['', 'other'], prefer_fresh=True)
+    feed(slots)
+    slots.put('', 'old', 10.0)
+    time.sleep(0.06)
+    slots.put('other', 'new', 20.0)
+    start = time.monotonic()
+    assert names(slots.take()) == ['other']
+    slots.put('other', 'newer', 20.1)
+    assert names(slots.take()) == ['']
+    assert time.monotonic() - start < 0.02
+
+
+@pytest.mark.parametrize('batch_wait', [0.0, 60.0])
+def test_closing_ends_each_wait(batch_wait):
+    slots = FrameSlots(['', 'b'], batch_wait=batch_wait)
+    for camera in ('', 'b'):
+        slots.put(camera, 0, 0.0)
+    slots.take()
+    slots.put('', 1, 1.0)
+    end = threading.Timer(0.05, slots.close)
+    end.start()
+    if not batch_wait:
+        assert names(slots.take()) == ['']
+    assert slots.take() == []
+    end.join()
