@@ -79,6 +79,9 @@ _WRITABLE = {
     'rgba8': ('u1', 4), 'bgra8': ('u1', 4), '8UC1': ('u1', 1), '8UC3': ('u1', 3),
     '16UC1': ('u2', 1), '32FC1': ('f4', 1),
 }
+# Fractions of its size at which libjpeg decodes a picture.
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4,
+            2: cv2.IMREAD_REDUCED_COLOR_2}
 # ITU-R BT.601, video range: the matrix that OpenCV applies to its other YUV encodings.
 _YUV_TO_RGB = np.array([
     [1.164, 0.0, 1.596, -16 * 1.164 - 128 * 1.596],
@@ -112,11 +115,13 @@ class Frame:
 
     ``pixels`` is uint8 [H, W, 3], channels in ``order`` 'rgb' or 'bgr'; each row is contiguous
     and rows may be padded.  Other strides are copied.  It may be a view of a message: do not
-    write to it.
+    write to it.  ``full_size`` is (height, width) of the camera's image where the pixels are of
+    a smaller one, decoded at a fraction of its size; it is what height and width return.
     """
 
     pixels: np.ndarray
     order: str = 'rgb'
+    full_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check the type and shape, and make rows contiguous where they are not."""
@@ -133,13 +138,13 @@ class Frame:
 
     @property
     def height(self) -> int:
-        """Return the number of rows."""
-        return self.pixels.shape[0]
+        """Return the number of rows of the camera's image."""
+        return self.pixels.shape[0] if self.full_size is None else self.full_size[0]
 
     @property
     def width(self) -> int:
-        """Return the number of columns."""
-        return self.pixels.shape[1]
+        """Return the number of columns of the camera's image."""
+        return self.pixels.shape[1] if self.full_size is None else self.full_size[1]
 
     def rgb(self) -> np.ndarray:
         """Return uint8 [H, W, 3] in RGB order; the pixels themselves if they are RGB already."""
@@ -201,9 +206,13 @@ def image_to_frame(msg: Any, topic: str = '') -> Frame:
                          encoding=header.encoding, expected='a well-formed image') from error
 
 
-def compressed_to_frame(msg: Any, topic: str = '') -> Frame:
+def compressed_to_frame(msg: Any, topic: str = '',
+                        at_least: tuple[int, int] | None = None) -> Frame:
     """
     Decode a sensor_msgs/CompressedImage that holds a JPEG or a PNG.
+
+    A JPEG may be decoded at half, a quarter or an eighth of its size, which leaves most of its
+    coefficients out of the work: the frame then has a ``full_size``.
 
     The codec is told from the data.  ``format`` (such as 'jpeg' or 'rgb8; jpeg compressed
     bgr8') is consulted as image_transport's subscriber does: where it says that the image was
@@ -212,6 +221,8 @@ def compressed_to_frame(msg: Any, topic: str = '') -> Frame:
 
     :param msg: sensor_msgs/CompressedImage, or any object with its fields.
     :param topic: where it came from, for the error message.
+    :param at_least: (height, width) that the pixels must have where the image has them; None
+        for all of them.
     :raises FrameError: the data are empty, truncated, of another codec, absurdly large or
         cannot be decoded.
     """
@@ -225,8 +236,12 @@ def compressed_to_frame(msg: Any, topic: str = '') -> Frame:
     data = _bytes_of(msg, topic, encoding)
     size = _compressed_size(data, topic, encoding)
     _check_pixels(*size, topic, encoding)
+    mode = cv2.IMREAD_COLOR
+    if at_least is not None and data[0] == 0xff:
+        mode = next((reduced for part, reduced in _REDUCED.items()
+                     if min(size[0] // at_least[0], size[1] // at_least[1]) >= part), mode)
     try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = cv2.imdecode(data, mode | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise FrameError(f'it cannot be decoded ({_one_line(error)})', topic=topic,
                          encoding=encoding, expected='intact JPEG or PNG data') from error
@@ -236,7 +251,8 @@ def compressed_to_frame(msg: Any, topic: str = '') -> Frame:
     source, _, rest = encoding.partition(';')
     stored_rgb = (re.fullmatch('(rgb|bgr)a?(8|16)', source.strip()) is not None
                   and 'compressed' in rest and 'compressed bgr' not in rest)
-    return Frame(pixels, 'rgb' if stored_rgb else 'bgr')
+    return Frame(pixels, 'rgb' if stored_rgb else 'bgr',
+                 None if mode == cv2.IMREAD_COLOR else size)
 
 
 def array_to_image(array: np.ndarray, encoding: str, header: Any = None) -> Any:

@@ -531,6 +531,34 @@ def test_jpeg_is_close(text):
     assert np.abs(frame.rgb().astype(int) - bgr[..., ::-1]).mean() < 3
 
 
+@pytest.mark.parametrize('at_least, shape', [
+    (None, (480, 640)), ((480, 640), (480, 640)), ((241, 320), (480, 640)),
+    ((240, 320), (240, 320)), ((125, 90), (240, 320)), ((120, 100), (120, 160)),
+    ((1, 1), (60, 80))])
+def test_a_jpeg_is_decoded_at_the_smallest_size_that_will_do(at_least, shape):
+    bgr = cv2.resize(smooth(), (640, 480), interpolation=cv2.INTER_CUBIC)
+    data = byte_array('B', encoded(bgr, '.jpg', cv2.IMWRITE_JPEG_QUALITY, 95))
+    frame = compressed_to_frame(RawCompressed('rgb8; jpeg compressed bgr8', data),
+                                at_least=at_least)
+    assert frame.pixels.shape == (*shape, 3) and frame.order == 'bgr'
+    assert (frame.height, frame.width) == (480, 640)
+    assert (frame.full_size is None) == (shape == (480, 640))
+    small = cv2.resize(bgr, shape[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(frame.pixels.astype(int) - small).mean() < 3
+
+
+def test_odd_sizes_and_other_codecs_at_a_smaller_size():
+    bgr = cv2.resize(smooth(), (333, 251))
+    frame = compressed_to_frame(RawCompressed('jpeg', encoded(bgr, '.jpg')), at_least=(60, 80))
+    assert frame.pixels.shape[:2] == (63, 84) and (frame.height, frame.width) == (251, 333)
+    frame = compressed_to_frame(RawCompressed('png', encoded(bgr, '.png')), at_least=(60, 80))
+    assert frame.full_size is None
+    np.testing.assert_array_equal(frame.pixels, bgr)
+    broken = encoded(bgr, '.jpg')[:-40]
+    with pytest.raises(FrameError, match='truncated'):
+        compressed_to_frame(RawCompressed('jpeg', broken), at_least=(60, 80))
+
+
 def test_grey_and_alpha_and_sixteen_bit_pngs():
     grey = smooth()[..., 0]
     frame = compressed_to_frame(RawCompressed('mono8; png compressed mono8',

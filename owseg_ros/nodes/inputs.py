@@ -34,9 +34,8 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 TRANSPORTS = {
-    'raw': ('image', Image, image_to_frame),
-    'compressed': ('image/compressed', CompressedImage, compressed_to_frame)}
-"""Topic, type and conversion of each value of the parameter `image_transport`."""
+    'raw': ('image', Image), 'compressed': ('image/compressed', CompressedImage)}
+"""Topic and type of each value of the parameter `image_transport`."""
 
 
 def camera_topic(camera: str, topic: str) -> str:
@@ -58,7 +57,7 @@ class ImageInput:
     def __init__(self, node: Node, camera: str, transport: str, reliability: str,
                  received: Callable[[Any], None]) -> None:
         self._node = node
-        topic, self._type, self._convert = TRANSPORTS[transport]
+        topic, self._type = TRANSPORTS[transport]
         self._relative_topic = camera_topic(camera, topic)
         self._reliability = reliability
         self._received = received
@@ -101,13 +100,16 @@ class ImageInput:
                 return self._subscription.get_publisher_count()
             return self._node.count_publishers(self.topic)
 
-    def convert(self, message: Any) -> Frame:
+    def convert(self, message: Any, at_least: tuple[int, int] | None = None) -> Frame:
         """
         Return the message as a frame.
 
+        :param at_least: (height, width) of the pixels that are needed; None for all of them.
         :raises owseg_ros.frame.FrameError: the message is malformed.
         """
-        return self._convert(message, self.topic)
+        if self._type is CompressedImage:
+            return compressed_to_frame(message, self.topic, at_least)
+        return image_to_frame(message, self.topic)
 
     def _subscribe(self, reliability: str) -> None:
         profile = qos.image_input(self._node, self._relative_topic, reliability)

@@ -41,13 +41,15 @@ class ImageOutput:
     """
     One image topic: its encoding, the maps it is made of, and how.
 
-    `make` gets the segmentation, the frame and the weight of the overlay.
+    `make` gets the segmentation, the frame and the weight of the overlay; `shows_frame` says
+    whether it needs each pixel of the frame.
     """
 
     topic: str
     encoding: str
     maps: frozenset[str]
     make: Callable[[Segmentation, Frame, float], np.ndarray]
+    shows_frame: bool = False
 
     type = Image  # noqa: A003
 
@@ -63,6 +65,7 @@ class RegionsOutput:
     topic = 'anomaly/regions'
     # The mask, which regions are made of anyway, tells the size that they are given in.
     maps = frozenset({REGIONS, 'anomaly_mask'})
+    shows_frame = False
     type = String  # noqa: A003
 
     def message(self, result: Segmentation, frame: Frame, header: Any, alpha: float) -> String:
@@ -85,7 +88,7 @@ IMAGES = (
     ImageOutput('semantic/color', 'rgb8', frozenset({'semantic'}),
                 lambda result, frame, alpha: result.color()),
     ImageOutput('overlay', 'rgb8', frozenset({'semantic', 'anomaly_mask'}),
-                lambda result, frame, alpha: result.overlay(frame, alpha)),
+                lambda result, frame, alpha: result.overlay(frame, alpha), shows_frame=True),
 )
 
 QUERY_MASK = ImageOutput(

@@ -233,7 +233,7 @@ class PerceptionNode(LifecycleNode):
             for pending in batch:
                 camera = self._cameras[pending.camera]
                 outputs = camera.outputs.wanted(self._has_regions)
-                frame = self._frame(camera, pending.message) if outputs else None
+                frame = self._frame(camera, pending.message, outputs) if outputs else None
                 if not outputs:
                     camera.statistics.skip()
                 if frame is None:
@@ -323,9 +323,12 @@ class PerceptionNode(LifecycleNode):
         """Return whether anomaly/regions is published: to be named, or to be taught."""
         return self._table['name_unknown'] or self._teaching.keeps_frames
 
-    def _frame(self, camera: Camera, message: Any) -> Frame | None:
+    def _frame(self, camera: Camera, message: Any,
+               outputs: list[tuple[Output, Any]]) -> Frame | None:
+        whole = any(output.shows_frame for output, _ in outputs)
         try:
-            return camera.input.convert(message)
+            return camera.input.convert(
+                message, None if whole else self._segmenter.network_size)
         except FrameError as error:
             camera.statistics.bad_frame(str(error))
             self.get_logger().warning(f'bad frame: {error}', throttle_duration_sec=5.0)

@@ -307,6 +307,36 @@ def test_compressed_images(ros, perception):
     assert array_of(message)[HEIGHT // 2, 20] == CLASS_NAMES.index('green')
 
 
+def test_jpegs_are_decoded_at_the_scale_of_the_network_unless_they_are_shown(ros, perception):
+    camera = ImagePublisher(
+        ros.client, 'image/compressed', message_type=CompressedImage)
+    masks = ros.collect(Image, 'semantic/mask')
+    node = perception(autostart=True, image_transport='compressed').active()
+    sizes = []
+    run_network = node.node._segmenter.run_network
+
+    def run_and_remember(frames, *more):
+        sizes.append(frames[0].pixels.shape[:2])
+        return run_network(frames, *more)
+
+    node.node._segmenter.run_network = run_and_remember
+    picture = paint(400, 300, left=(0, 255, 0), right=(128, 128, 128))
+
+    def send():
+        header = Header(stamp=ros.client.get_clock().now().to_msg(), frame_id='camera')
+        camera.send_message(frame_to_compressed(Frame(picture), 'jpeg', header))
+
+    with Repeater(send, 20.0):
+        mask = array_of(masks.first())
+        assert mask.shape == (300, 400) and set(sizes) == {(75, 100)}
+        assert (mask[20:-20, 20:180] == CLASS_NAMES.index('green')).all()
+        assert (mask[20:-20, 220:-20] == 254).all()
+        overlay = array_of(ros.collect(Image, 'overlay').first())
+    assert sizes[-1] == (300, 400)
+    assert np.abs(overlay[150, 300].astype(int) - overlay[150, 301]).max() < 30
+    assert overlay.shape == (300, 400, 3)
+
+
 def test_a_best_effort_publisher_that_comes_later_is_followed(ros, perception):
     masks = ros.collect(Image, 'semantic/mask')
     node = perception(autostart=True).active()
