@@ -53,6 +53,7 @@ class NetworkEngine(ABC):
         self.bundle = bundle
         self.input = bundle.input
         self._tables = normalisation_tables(bundle.input)
+        self._scratch = np.empty((4, bundle.input.height, bundle.input.width), np.uint8)
         self._buffer = np.empty((0, 3, bundle.input.height, bundle.input.width), np.float32)
 
     @property
@@ -152,7 +153,8 @@ class NetworkEngine(ABC):
     def _pack(self, frames: Sequence[Frame], size: int) -> np.ndarray:
         if len(self._buffer) < size:
             self._buffer = self._allocate((size, *self._buffer.shape[1:]))
-        pack(frames, self.input, self._buffer[:len(frames)], self._tables)
+        pack(frames, self.input, self._buffer[:len(frames)], self._tables,
+             self._scratch)
         return self._buffer[:size]
 
     def _check(self, found: dict[str, np.ndarray], count: int) -> None:

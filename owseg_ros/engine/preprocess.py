@@ -30,9 +30,12 @@ def normalisation_tables(spec: InputSpec) -> tuple[np.ndarray, ...]:
                  for mean, std in zip(spec.mean, spec.std))
 
 
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(pixels: np.ndarray, height: int, width: int,
+           out: Optional[np.ndarray] = None) -> np.ndarray:
     """
     Stretch uint8 [H, W, 3] to [height, width, 3]; the input itself if it has that size.
+
+    out: a contiguous array of the new size to write to, else a new one.
 
     Averages areas where the image shrinks (cv2.INTER_AREA), interpolates bilinearly where it
     grows in either direction.
@@ -40,20 +43,23 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
         return pixels
     shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
-    return cv2.resize(pixels, (width, height),
+    return cv2.resize(pixels, (width, height), dst=out,
                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def pack(frames: Sequence[Frame], spec: InputSpec, out: Optional[np.ndarray] = None,
-         tables: Optional[Sequence[np.ndarray]] = None) -> np.ndarray:
+         tables: Optional[Sequence[np.ndarray]] = None,
+         scratch: Optional[np.ndarray] = None) -> np.ndarray:
     """
     Return frames of any sizes as the network's input, float32 [B, 3, height, width] in RGB.
 
     out: a contiguous float32 array of that shape to write to, else a new one.
-    tables: normalisation_tables(spec), to save making them again.
+    tables: normalisation_tables(spec), to save making them again. scratch: uint8 [4, height,
+    width] to work in, else new memory.
 
     Resizing reads the frame where it lies, padded rows and BGR order included; conversion,
-    scale and shift are one table look-up a plane, straight into the result.
+    scale and shift are one table look-up a plane, straight into the result. With out, tables
+    and scratch given, no memory is allocated.
     """
     shape = (len(frames), 3, spec.height, spec.width)
     if out is None:
@@ -61,11 +67,15 @@ def pack(frames: Sequence[Frame], spec: InputSpec, out: Optional[np.ndarray] = N
     elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise ValueError(f'out must be a contiguous float32 array {list(shape)}')
     tables = normalisation_tables(spec) if tables is None else tables
+    if scratch is None:
+        scratch = np.empty((4, spec.height, spec.width), np.uint8)
+    room, channel = scratch[:3].reshape(spec.height, spec.width, 3), scratch[3]
     for frame, planes in zip(frames, out):
-        small = resize(frame.pixels, spec.height, spec.width)
+        small = resize(frame.pixels, spec.height, spec.width, room)
         if frame.order == 'bgr':
             planes = planes[::-1]
         order = tables if frame.order == 'rgb' else tables[::-1]
-        for channel, table, plane in zip(cv2.split(small), order, planes):
+        for index, (table, plane) in enumerate(zip(order, planes)):
+            cv2.extractChannel(small, index, channel)
             cv2.LUT(channel, table, dst=plane)
     return out

@@ -13,6 +13,8 @@
 # limitations under the License.
 """Pre-processing: values, orders, sizes, and writing where it is told to."""
 
+import tracemalloc
+
 import cv2
 from hypothesis import given, settings, strategies as st
 import numpy as np
@@ -49,6 +51,25 @@ def test_batch_of_different_cameras():
     found = pack([Frame(rgb) for rgb in frames], SPEC)
     for rgb, planes in zip(frames, found):
         np.testing.assert_allclose(planes, expected(rgb), atol=1e-6)
+
+
+def test_nothing_is_allocated_where_all_memory_is_given():
+    """A frame becomes the input without a buffer in between that was not there before."""
+    spec = InputSpec('image', 480, 352, SPEC.mean, SPEC.std)
+    tables, out = normalisation_tables(spec), np.empty((2, 3, 352, 480), np.float32)
+    scratch = np.empty((4, 352, 480), np.uint8)
+    frames = [Frame(picture(480, 640)), Frame(picture(352, 480), 'bgr')]
+    wanted = pack(frames, spec)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        pack(frames, spec, out, tables, scratch)
+        grown = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(out, wanted)
+    assert grown < 20000
 
 
 def test_writes_into_the_given_buffer():
