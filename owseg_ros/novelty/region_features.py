@@ -21,6 +21,12 @@ import cv2
 import numpy as np
 from owseg_ros.language.regions import pool_region, Region
 
+# Cells that are summed at a time: few masks reach into each such piece of the picture.
+_PIECE = 480
+# OpenBLAS starts threads above this number of multiplications; they stand in the way of those of
+# the network, and cost more than they bring.
+_SMALL_PRODUCT = 1 << 18
+
 
 def region_features(regions: Sequence[Region], pixel_features: np.ndarray,
                     size: tuple[int, int]) -> np.ndarray:
@@ -46,11 +52,22 @@ def mask_features(mask_logits: np.ndarray, pixel_features: np.ndarray,
     cells, as over a region.
     """
     inside = (mask_logits > 0).reshape(len(mask_logits), -1)
-    areas = np.count_nonzero(inside, axis=1)
+    channels = pixel_features.reshape(len(pixel_features), -1)
+    starts = range(0, inside.shape[1], _PIECE)
+    counts = np.stack([np.count_nonzero(inside[:, start:start + _PIECE], axis=1)
+                       for start in starts], axis=1)
+    areas = counts.sum(axis=1)
     chosen = np.flatnonzero(areas >= max(min_area, 1))
-    features = inside[chosen].astype(np.float32) @ pixel_features.reshape(
-        len(pixel_features), -1).T
-    return chosen, features / areas[chosen, None].astype(np.float32)
+    sums = np.zeros((len(chosen), len(channels)), np.float32)
+    together = max(1, _SMALL_PRODUCT // (_PIECE * len(channels)))
+    for start, reaching in zip(starts, counts[chosen].T > 0):
+        piece = channels[:, start:start + _PIECE].T
+        rows = np.flatnonzero(reaching)
+        for first in range(0, len(rows), together):
+            some = rows[first:first + together]
+            weights = inside[chosen[some], start:start + _PIECE]
+            sums[some] += weights.astype(np.float32) @ piece
+    return chosen, sums / areas[chosen, None].astype(np.float32)
 
 
 def mask_region(mask_logits: np.ndarray, size: tuple[int, int]) -> Region:

@@ -60,3 +60,16 @@ def test_a_mask_is_resampled_as_in_the_readout():
         painted, cv2.resize(logits, (32, 24), interpolation=cv2.INTER_LINEAR) > 0)
     assert region.area == painted.sum()
     assert region.inside.any(axis=1)[[0, -1]].all() and region.inside.any(axis=0)[[0, -1]].all()
+
+
+@pytest.mark.parametrize('size', [(20, 24), (20, 25), (44, 60), (88, 120)])
+def test_masks_of_any_number_and_size_are_summed_in_pieces(size):
+    random = np.random.default_rng(2)
+    logits = cv2.resize(random.normal(size=(5, 6, 40)).astype(np.float32), size[::-1])
+    logits = np.ascontiguousarray(logits.transpose(2, 0, 1)) - 0.5
+    features = random.normal(size=(128, *size)).astype(np.float32)
+    chosen, found = mask_features(logits, features, 7)
+    areas = (logits > 0).sum(axis=(1, 2))
+    np.testing.assert_array_equal(chosen, np.flatnonzero(areas >= 7))
+    expected = [features[:, logit > 0].mean(axis=1) for logit in logits[chosen]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
