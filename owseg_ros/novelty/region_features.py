@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 
 import cv2
 import numpy as np
@@ -77,7 +78,24 @@ def mask_region(mask_logits: np.ndarray, size: tuple[int, int]) -> Region:
     mask_logits: float32 [h, w], somewhere above 0; size: (height, width) of the picture that
     they are resampled to, bilinearly as in the readout.
     """
-    inside = (cv2.resize(mask_logits, size[::-1], interpolation=cv2.INTER_LINEAR) > 0)
-    left, top, width, height = cv2.boundingRect(inside.view(np.uint8))
-    inside = inside[top:top + height, left:left + width]
-    return Region(left, top, inside, int(np.count_nonzero(inside)))
+    x, y, width, height = cv2.boundingRect((mask_logits > 0).view(np.uint8))
+    rows, top = _whole_blocks(y, y + height, mask_logits.shape[0], size[0])
+    columns, left = _whole_blocks(x, x + width, mask_logits.shape[1], size[1])
+    inside = cv2.resize(mask_logits[rows, columns], (left.stop - left.start, top.stop - top.start),
+                        interpolation=cv2.INTER_LINEAR) > 0
+    x, y, width, height = cv2.boundingRect(inside.view(np.uint8))
+    inside = inside[y:y + height, x:x + width]
+    return Region(left.start + x, top.start + y, inside, int(np.count_nonzero(inside)))
+
+
+def _whole_blocks(start: int, stop: int, cells: int, pixels: int) -> tuple[slice, slice]:
+    """
+    Return cells around start:stop, and the pixels that they are resampled to by themselves.
+
+    Cells and pixels of an axis begin together once a block. With a cell to spare on each side,
+    which is below one half, nothing in between differs from the axis resampled as a whole.
+    """
+    blocks = math.gcd(cells, pixels)
+    cell, pixel = cells // blocks, pixels // blocks
+    first, last = max(start - 1, 0) // cell, -(-min(stop + 1, cells) // cell)
+    return slice(first * cell, last * cell), slice(first * pixel, last * pixel)

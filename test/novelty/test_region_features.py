@@ -62,6 +62,21 @@ def test_a_mask_is_resampled_as_in_the_readout():
     assert region.inside.any(axis=1)[[0, -1]].all() and region.inside.any(axis=0)[[0, -1]].all()
 
 
+@pytest.mark.parametrize('size', [(480, 640), (352, 480), (101, 97), (88, 120), (44, 60)])
+def test_a_small_mask_is_resampled_as_a_part_of_the_whole(size):
+    random = np.random.default_rng(3)
+    for _ in range(30):
+        logits = -np.abs(random.normal(size=(88, 120))).astype(np.float32)
+        top, left = random.integers(0, 88), random.integers(0, 120)
+        logits[top:top + random.integers(2, 30), left:left + random.integers(2, 30)] *= -1
+        whole = cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR) > 0
+        region = mask_region(logits, size)
+        painted = np.zeros(size, bool)
+        painted[region.window] = region.inside
+        assert np.count_nonzero(painted != whole) <= 1e-4 * painted.size
+        assert region.area == painted.sum()
+
+
 @pytest.mark.parametrize('size', [(20, 24), (20, 25), (44, 60), (88, 120)])
 def test_masks_of_any_number_and_size_are_summed_in_pieces(size):
     random = np.random.default_rng(2)
