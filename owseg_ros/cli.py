@@ -11,13 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The `owseg` command: demo, run, query, text-encoder, build-engine, doctor."""
+"""The `owseg` command: demo, run, query, teach, text-encoder, build-engine, doctor."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 import json
+import math
 from pathlib import Path
 import sys
 from typing import Any
@@ -56,6 +58,31 @@ def _cosine(text: str) -> float:
     if not -1 <= value <= 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a number from -1 to 1')
     return value
+
+
+def _numbers(count: int) -> Callable[[str], list[float]]:
+    """Return what reads so many numbers with commas between."""
+    def read(text: str) -> list[float]:
+        try:
+            values = [float(part) for part in text.split(',')]
+        except ValueError:
+            values = []
+        if len(values) != count or not all(math.isfinite(value) for value in values):
+            raise argparse.ArgumentTypeError(f'{text!r} is not {count} numbers with commas')
+        return values
+    return read
+
+
+def _seconds(text: str) -> dict[str, int]:
+    """Return a stamp of a message; a float would round its nanoseconds."""
+    try:
+        stamp = Decimal(text)
+    except ArithmeticError:
+        stamp = Decimal('nan')
+    if not stamp.is_finite() or abs(stamp) > 1 << 33:
+        raise argparse.ArgumentTypeError(f'{text!r} is no time in seconds')
+    sec, nanosec = divmod(round(stamp * 10 ** 9), 10 ** 9)
+    return {'sec': sec, 'nanosec': nanosec}
 
 
 def _progress(console: Console) -> Progress:
@@ -204,6 +231,73 @@ def _query(options: argparse.Namespace, console: Console) -> int:
     return 1 if status['rejected'] or status['error'] else 0
 
 
+def _teach(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.teach import run_teach, TeachOptions
+
+    message = _teach_message(options)
+    if message is None and not (options.list or options.save or options.load):
+        options.usage('say what to teach and where, or one of --forget, --rename, --list, --save '
+                      'and --load')
+    status = run_teach(TeachOptions(
+        message, options.load, options.save, options.namespace, options.timeout))
+    if options.json:
+        print(json.dumps(status, indent=2))
+    else:
+        _print_teaching(status, console)
+    return 1 if status['rejected'] or status['error'] else 0
+
+
+def _teach_message(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the message of the topic that options make, None where they make none."""
+    message: dict[str, Any] = {
+        key: value for key, value in (
+            ('name', options.name), ('pixel', options.pixel), ('box', options.box),
+            ('region', options.region), ('stamp', options.stamp), ('camera', options.camera),
+            ('threshold', options.threshold), ('forget', options.forget)) if value is not None}
+    if options.rename is not None:
+        message['rename'], message['to'] = options.rename
+    if options.list and message:
+        options.usage('--list goes alone')
+    return message or None
+
+
+def _print_teaching(status: dict[str, Any], console: Console) -> None:
+    def say(color: str, word: str, text: str) -> None:
+        console.print(f'[{color}]{word}[/{color}]  {escape(text)}', highlight=False,
+                      soft_wrap=True)
+
+    if status['loaded'] is not None and status['loaded'] != status['error']:
+        say('green', 'loaded', status['loaded'])
+    shot = status['shot']
+    for name in status['accepted']:
+        place = ''
+        if shot is not None:
+            left, top, right, bottom = shot['box']
+            place = (f': {"an anomaly" if shot["kind"] == "anomaly" else "a mask"} of '
+                     f'{shot["area"]} pixels in {left},{top},{right},{bottom}, frame '
+                     f'{shot["stamp"]["sec"]}.{shot["stamp"]["nanosec"]:09d}')
+            if shot['similar'] is not None:
+                place += f'; most like {shot["similar"]} (cosine {shot["cosine"]:.2f})'
+        say('green', 'accepted', name + place)
+    if shot is not None and shot['warning']:
+        say('yellow', 'warning', shot['warning'])
+    for entry in status['rejected']:
+        say('red', 'rejected', f'{entry["entry"]}: {entry["reason"]}')
+    if status['error'] and not status['rejected']:
+        say('red', status['state'] or 'error', status['error'])
+    if status['saved'] is not None and status['saved'] != status['error']:
+        say('green', 'saved', status['saved'])
+    elif status['file_error']:
+        say('yellow', 'file', status['file_error'])
+    if status['version'] is not None:
+        console.print(_table(
+            f'taught classes, version {status["version"]}' if status['classes'] else
+            f'no taught classes, version {status["version"]}',
+            [(escape(f'{entry["id"]} {entry["name"]}'),
+              f'{entry["shots"]} {"shot" if entry["shots"] == 1 else "shots"}, threshold '
+              f'{entry["threshold"]:g}') for entry in status['classes']]))
+
+
 def _text_encoder(options: argparse.Namespace, console: Console) -> int:
     from owseg_ros.language.installed import default_text_encoder_path
     from owseg_ros.language.minilm import install_minilm
@@ -258,7 +352,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
         prog='owseg', description='Open-world perception for ROS 2: demo, run, '
-        'query, text-encoder, build-engine, doctor.')
+        'query, teach, text-encoder, build-engine, doctor.')
     parser.add_argument('--version', action='version', version=__version__)
     parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
     commands = parser.add_subparsers(dest='command', required=True)
@@ -341,6 +435,35 @@ def build_parser() -> argparse.ArgumentParser:
                        help='seconds to look for the node, and to wait for its answer')
     query.add_argument('--json', action='store_true', help='machine-readable output')
     query.set_defaults(act=_query, usage=query.error)
+
+    teach = commands.add_parser(
+        'teach', help='show the running node what a thing looks like, and hear what it took',
+        description='Teach the running node a class by an example in a frame that it has just '
+        'seen. The exit code is 0 where it was taken, 1 where it was not, 2 where no node '
+        'answered.')
+    teach.add_argument('name', nargs='?', help='of the class; one more shot where there is one')
+    where = teach.add_mutually_exclusive_group()
+    where.add_argument('--pixel', type=_numbers(2), metavar='X,Y',
+                       help='of the camera image: the anomalous region there, or the mask')
+    where.add_argument('--box', type=_numbers(4), metavar='X0,Y0,X1,Y1',
+                       help='in the camera image: what is anomalous in it, or the mask it fits')
+    where.add_argument('--region', type=int, metavar='ID', help='as in anomaly/regions')
+    teach.add_argument('--stamp', type=_seconds, metavar='SECONDS',
+                       help='of the frame (default: the newest)')
+    teach.add_argument('--camera', help='of the frame, where there are several')
+    teach.add_argument('--threshold', type=_cosine, metavar='-1..1',
+                       help='least cosine of what is of this class')
+    teach.add_argument('--forget', metavar='NAME', help='forget a class')
+    teach.add_argument('--rename', nargs=2, metavar=('OLD', 'NEW'), help='rename a class')
+    teach.add_argument('--list', action='store_true', help='only tell what is taught')
+    teach.add_argument('--load', action='store_true',
+                       help='load the file of the parameter prototypes before')
+    teach.add_argument('--save', action='store_true', help='save to that file afterwards')
+    teach.add_argument('--namespace', default='', help='of the node (default: /)')
+    teach.add_argument('--timeout', type=float, default=10.0,
+                       help='seconds to look for the node, and to wait for its answer')
+    teach.add_argument('--json', action='store_true', help='machine-readable output')
+    teach.set_defaults(act=_teach, usage=teach.error)
 
     encoder = commands.add_parser(
         'text-encoder', help='set up the text encoder that queries need, once a machine')

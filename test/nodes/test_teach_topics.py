@@ -18,6 +18,7 @@ import time
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 import numpy as np
+from owseg_ros.cli import main
 from owseg_ros.frame import image_to_array
 from owseg_ros.nodes.perception import PerceptionNode
 from owseg_ros.novelty import PrototypeBook
@@ -29,7 +30,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from support.dds import (
-    ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of, wait_until)
+    DOMAIN, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of, wait_until)
 from support.tiny_bundle import color_embedding, make_tiny_bundle, paint
 
 pytestmark = pytest.mark.timeout(90)
@@ -513,3 +514,60 @@ def test_classes_outlive_a_pause_and_end_with_the_model(teaching):
     assert node.node.trigger_configure() == SUCCESS and node.node.trigger_activate() == SUCCESS
     status = node.teach(list=True)
     assert status['classes'] == [] and status['version'] > version
+
+
+@pytest.fixture
+def owseg(ros, monkeypatch, capsys):
+    """Return a function that runs `owseg teach` for this namespace: exit code, out, err."""
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(DOMAIN))
+    monkeypatch.setenv('COLUMNS', '200')
+
+    def run(*arguments):
+        code = main(['teach', '--namespace', ros.namespace, *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+    return run
+
+
+def test_owseg_teach_says_what_was_taken(teaching, owseg, tmp_path):
+    path = tmp_path / 'p.npz'
+    node = teaching(prototypes=str(path))
+    node.show()
+    stamp = '{}.{:09d}'.format(*node.camera.sent[0])
+    code, out, _ = owseg('Pallet', '--pixel', '40,56', '--stamp', stamp, '--save')
+    assert code == 0 and path.exists(), out
+    assert f'accepted  pallet: an anomaly of 2300 pixels in 16,32,64,80, frame {stamp}' in out
+    assert f'saved  1 class (pallet) of 1 shot saved to {path}' in out and '3 pallet' in out
+    code, out, _ = owseg('drum', '--box', '100,20,170,90', '--threshold', '0.5', '--json')
+    status = json.loads(out)
+    assert code == 0 and status['unsaved'] and status['saved'] is None
+    assert [entry['threshold'] for entry in status['classes']] == [0.8, 0.5]
+    code, out, _ = owseg('--rename', 'drum', 'barrel')
+    assert code == 0 and 'accepted  barrel' in out and '4 barrel' in out
+    code, out, _ = owseg('pallet', '--region', '9')
+    assert code == 1 and 'rejected  pallet: the frame has no anomalous region 9' in out
+    code, out, _ = owseg('--load', '--json')
+    assert code == 0 and taught(json.loads(out)) == [(3, 'pallet', 1)]
+    path.write_bytes(b'')
+    code, out, _ = owseg('--load')
+    assert code == 1 and 'no npz file' in out
+    code, out, _ = owseg('--save')
+    assert code == 1 and 'is not overwritten' in out
+    code, out, _ = owseg('--forget', 'pallet')
+    assert code == 0 and 'no taught classes' in out
+    assert owseg('--list')[0] == 0
+
+
+def test_owseg_teach_without_a_node_or_sense(ros, owseg, capsys):
+    code, out, err = owseg('pallet', '--pixel', '1,2', '--timeout', '0.3')
+    assert code == 2 and f'{ros.namespace}/teach' in err and 'ros2 launch' in err and out == ''
+    assert owseg('--save', '--timeout', '0.3')[0] == 2
+    # Nothing that any node could take: none hears of it.
+    code, out, _ = owseg('pallet', '--timeout', '0')
+    assert code == 1 and 'does not say where' in out
+    for wrong in ([], ['a', '--pixel', '1'], ['a', '--pixel', '1,nan'], ['a', '--list'],
+                  ['a', '--region', '0', '--stamp', 'now'],
+                  ['a', '--pixel', '1,2', '--region', '0'], ['a', '--threshold', '3']):
+        with pytest.raises(SystemExit) as stop:
+            owseg(*wrong)
+        assert stop.value.code == 2 and 'usage: owseg teach' in capsys.readouterr().err
