@@ -37,6 +37,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 _QUIET_SECONDS = 0.3
+_CALLS = 4
 
 
 class NoAnswerError(OwsegError):
@@ -104,7 +105,7 @@ def exchange(message: dict[str, Any] | None, namespace: str = '', seconds: float
 
 def call(service: str, namespace: str = '', seconds: float = 10.0) -> tuple[bool, str]:
     """
-    Call a std_srvs/Trigger service; return whether it was done, and what it says about it.
+    Call a std_srvs/Trigger service that may be called again; return success and message.
 
     namespace, seconds: as for exchange. Raises NoAnswerError.
     """
@@ -115,11 +116,13 @@ def call(service: str, namespace: str = '', seconds: float = 10.0) -> tuple[bool
             raise NoAnswerError(f'nobody serves {name} within {seconds:g} s (ROS_DOMAIN_ID is '
                                 f'{os.environ.get("ROS_DOMAIN_ID", 0)}); start a node: '
                                 'ros2 launch owseg_ros perception.launch.py')
-        future = client.call_async(Trigger.Request())
-        if not spin_until(executor, seconds, future.done):
-            raise NoAnswerError(f'no answer from {name} within {seconds:g} s: the node is busy, '
-                                'or its disk is slow')
-        return future.result().success, future.result().message
+        for _ in range(_CALLS):
+            # A server that has not met the client yet drops its answer; asking again does no harm.
+            future = client.call_async(Trigger.Request())
+            if spin_until(executor, seconds / _CALLS, future.done):
+                return future.result().success, future.result().message
+        raise NoAnswerError(f'no answer from {name} within {seconds:g} s: the node is busy, or '
+                            'its disk is slow')
 
 
 @contextmanager

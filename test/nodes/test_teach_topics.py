@@ -74,7 +74,7 @@ class Teacher:
             PerceptionNode, {'diagnostics_period': 0.1, 'autostart': True, **parameters})
         self.picture = squares()
         self._count = 0
-        wait_until(lambda: self.node.phase in ('active', 'unconfigured'))
+        wait_until(lambda: self.node.phase == 'active' or not parameters.get('autostart', True))
         wait_until(lambda: self.topic.get_subscription_count() > 0)
         self.status()
 
