@@ -73,6 +73,15 @@ def test_soft_masks_keep_a_mask_that_hard_ones_lose():
     assert torch.allclose(mask_pool(features, soft)[0, 0], features[0, :, 2, 3], atol=1e-4)
 
 
+def test_faint_masks_are_told_by_where_they_are_least_faint():
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(1, 2, 8, 12)
+    shift = logits.amax((2, 3), keepdim=True)
+    near, far = (soft_masks(logits - shift - depth, (4, 6)) for depth in (0.0, 40.0))
+    assert torch.allclose(near, far, rtol=1e-4) and near.min() > 0
+    assert torch.allclose(soft_masks(logits, (8, 12)), logits.sigmoid())
+
+
 def test_soft_masks_are_means_of_sigmoids():
     logits = random(1, 1, 4, 6)
     expected = logits.sigmoid().reshape(1, 1, 2, 2, 3, 2).mean((3, 5))

@@ -52,7 +52,8 @@ def cell_weights(mask_logits: torch.Tensor, size: tuple[int, int], pooling: str)
                                          align_corners=False)
         return (resized > 0).to(mask_logits)
     # Faint, but everywhere: what is below one half would outweigh a small region.
-    shares = soft_masks(mask_logits.where(mask_logits > 0, -torch.inf), size)
+    inside = mask_logits.sigmoid() * (mask_logits > 0)
+    shares = functional.avg_pool2d(inside, mask_logits.shape[-2] // size[0])
     faint = soft_masks(mask_logits, size)
     return shares.where(shares.amax((2, 3), keepdim=True) > 0, faint).square()
 

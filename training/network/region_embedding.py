@@ -67,10 +67,13 @@ def soft_masks(mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     """
     Return sigmoid masks [B, N, *size] of mask logits [B, N, h, w], a multiple of that size.
 
-    Small masks keep their share: they are thinned, and never vanish as hard masks do.
+    Small masks keep their share: they are thinned, and never vanish as hard masks do. A mask that
+    is nowhere above one half is taken relative to its own maximum: of sigmoids of -15 and less
+    run times keep too few digits for a mean under them.
     """
     factor = mask_logits.shape[-2] // size[0]
-    return functional.avg_pool2d(mask_logits.sigmoid(), factor)
+    highest = mask_logits.detach().amax((2, 3), keepdim=True).clamp(max=0)
+    return functional.avg_pool2d((mask_logits - highest).sigmoid(), factor)
 
 
 class PooledRegionHead(nn.Module):
