@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,73 @@ def background_things(labels: Sequence[str]) -> list[list[str]]:
     return things
 
 
+@dataclass(frozen=True, eq=False)
+class TextPairs:
+    """
+    Texts of the vocabulary, T of them, and the things that they name, G.
+
+    texts, their vectors: float64 [T, D], rows of unit length; owner: int64 [T], the thing of each.
+    """
+
+    texts: tuple[str, ...]
+    rows: np.ndarray
+    owner: np.ndarray
+
+    @property
+    def own(self) -> np.ndarray:
+        """Return bool [T, G], which thing a text names."""
+        return self.owner[:, None] == np.arange(self.owner[-1] + 1)
+
+    def cosines(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """
+        Return cosines of other texts' rows, or of these, with these, float64 [R, T].
+
+        A text is compared with the others of its thing: with itself it has the cosine -1.
+        """
+        if rows is not None:
+            return rows @ self.rows.T
+        cosines = self.rows @ self.rows.T
+        np.fill_diagonal(cosines, -1)
+        return cosines
+
+    def nearest(self, cosines: np.ndarray) -> np.ndarray:
+        """Return float64 [R, G], the cosine with the nearest text of each thing."""
+        return np.stack([cosines[:, mine].max(1) for mine in self.own.T], 1)
+
+
+def text_pairs(encoder: TextEncoder) -> TextPairs:
+    """Return names and synonyms of the things that have several; no held-out words."""
+    held_out = held_out_words()
+    things = [[text for text in thing.same if text not in held_out]
+              for thing in default_vocabulary().things]
+    things = [texts for texts in things if len(texts) > 1]
+    texts = [text for thing in things for text in thing]
+    return TextPairs(tuple(texts), word_embeddings(encoder, texts).numpy().astype(np.float64),
+                     np.repeat(np.arange(len(things)), [len(thing) for thing in things]))
+
+
+def same_meaning(nearness: np.ndarray, cosine: float, scale: float,
+                 margin: float) -> np.ndarray:
+    """Return r(g, q) of the cosines of texts with things [R, G]; see bundle.SameMeaning."""
+    largest = nearness.max(1, keepdims=True)
+    return np.exp((nearness - largest) / margin) / (1 + np.exp(-(nearness - cosine) / scale))
+
+
+def misfit(votes: np.ndarray, own: np.ndarray) -> float:
+    """Return the mean negative log-likelihood of finding one's own things [R, G] alone."""
+    votes = np.clip(votes, 1e-6, 1 - 1e-6)
+    return -(np.log(votes[own]).sum() + np.log(1 - votes[~own]).sum()) / len(votes)
+
+
+def fit_votes(nearness: np.ndarray, own: np.ndarray) -> tuple[float, float, float]:
+    """Return the (cosine, scale, margin) of same_meaning with the least misfit."""
+    def cost(parameters: np.ndarray) -> float:
+        return misfit(same_meaning(nearness, parameters[0], *np.exp(parameters[1:])), own)
+
+    found = minimize(cost, [0.5, np.log(0.1), np.log(0.05)], method='Nelder-Mead').x
+    return float(found[0]), *map(float, np.exp(found[1:]))
+
+
 def fit_same_meaning(encoder: TextEncoder) -> dict[str, float]:
     """
     Fit when a text means a thing (bundle.SameMeaning), on texts alone.
@@ -61,31 +129,12 @@ def fit_same_meaning(encoder: TextEncoder) -> dict[str, float]:
     things; the maximum likelihood of finding its own and none of the others. Held-out words take
     no part.
     """
-    held_out = held_out_words()
-    things = [[text for text in thing.same if text not in held_out]
-              for thing in default_vocabulary().things]
-    things = [texts for texts in things if len(texts) > 1]
-    texts = [text for thing in things for text in thing]
-    owner = np.repeat(np.arange(len(things)), [len(thing) for thing in things])
-    rows = word_embeddings(encoder, texts).numpy().astype(np.float64)
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -1)
-    nearness = np.stack([cosines[:, owner == i].max(1) for i in range(len(things))], 1)
-    own = np.zeros(nearness.shape, bool)
-    own[np.arange(len(texts)), owner] = True
-    largest = nearness.max(1, keepdims=True)
-
-    def cost(parameters: np.ndarray) -> float:
-        cosine, scale, margin = parameters[0], *np.exp(parameters[1:])
-        p = np.exp((nearness - largest) / margin) / (1 + np.exp(-(nearness - cosine) / scale))
-        p = np.clip(p, 1e-6, 1 - 1e-6)
-        return -(np.log(p[own]).sum() + np.log(1 - p[~own]).sum()) / len(texts)
-
-    found = minimize(cost, [0.5, np.log(0.1), np.log(0.05)], method='Nelder-Mead').x
+    pairs = text_pairs(encoder)
+    found = fit_votes(pairs.nearest(pairs.cosines()), pairs.own)
     # Where texts separate the things perfectly, the fit has no end; these are the manifest's.
     limits = {'cosine': (-1, 1), 'scale': (1e-4, 10), 'margin': (1e-4, 10)}
     return {key: round(float(np.clip(value, *limits[key])), 4)
-            for key, value in zip(limits, (found[0], *np.exp(found[1:])))}
+            for key, value in zip(limits, found)}
 
 
 def language_section(encoder: TextEncoder, labels: Sequence[str],

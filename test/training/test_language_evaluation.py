@@ -14,6 +14,7 @@
 """Figures of queries in words, and how a bundle's answers to them are calibrated."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from owseg_ros.language import default_vocabulary, LanguageError, TextEncoder
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.segmenter import Segmenter
 from owseg_training import language
+from owseg_training.analysis import meaning
 from owseg_training.cli import main
 from owseg_training.data.datasets import CamVid
 from owseg_training.data.label_sets import label_set
@@ -32,7 +34,7 @@ from owseg_training.evaluate.language import (
 from owseg_training.evaluate.word_queries import class_texts, NAME, query_sets, Wording, wordings
 from owseg_training.language import (
     background_things, calibration_wordings, choose_threshold, FALSE_ALARMS, fit_same_meaning,
-    language_section)
+    language_section, same_meaning, text_pairs)
 import pytest
 from support.tiny_bundle import CLASS_COLORS, CLASS_NAMES, edit_manifest, make_tiny_bundle
 from support.tiny_text_encoder import make_tiny_text_encoder
@@ -126,6 +128,39 @@ def test_background_has_no_held_out_words_and_the_model_s_classes_first():
     # No thing competes with itself under another entry.
     assert len(set(texts)) == len(texts)
     assert {'sky', 'bus', 'puddle', 'traffic cone'} <= set(texts)
+
+
+def test_the_relation_is_judged_on_things_that_its_fit_has_not_seen(monkeypatch, tmp_path):
+    encoder = ThingEncoder()
+    pairs = text_pairs(encoder)
+    # Kinds take the place of hypernyms: this encoder knows the vocabulary alone.
+    above = [(thing.same, thing.kinds[:1]) for thing in default_vocabulary().things
+             if thing.kinds and thing.name in pairs.texts]
+    monkeypatch.setattr(meaning, 'concepts', lambda: [
+        SimpleNamespace(words=words, hypernyms=kinds) for words, kinds in above])
+    monkeypatch.setattr(meaning, 'CONTEXTS', ('{}',))
+    fitted = []
+
+    def fit_votes(nearness, own):
+        fitted.append(len(nearness))
+        return 0.5, 0.05, 0.05
+
+    monkeypatch.setattr(meaning, 'fit_votes', fit_votes)
+    found = meaning.cross_validate(encoder)
+    # Ten folds leave each text out once; the eleventh fit, for hypernyms, none.
+    count = len(pairs.texts)
+    assert sum(count - n for n in fitted[:10]) == count and fitted[10] == count
+    shipped = found['nearest text (shipped)']
+    assert shipped == found['nearest text (shipped), in contexts']
+    assert shipped['synonyms']['texts'] == count
+    assert 10 < shipped['hypernyms']['texts'] <= len(above)
+    votes = same_meaning(pairs.nearest(pairs.cosines()), 0.5, 0.05, 0.05)
+    own = [votes[i, thing] >= 0.4 for i, thing in enumerate(pairs.owner)]
+    assert shipped['synonyms']['found'] == pytest.approx(np.mean(own)) and np.mean(own) > 0.5
+    others = sum((row >= 0.4).sum() for row in votes) - np.sum(own)
+    assert shipped['synonyms']['others'] == pytest.approx(others / count)
+    text = meaning.write_meaning(found, tmp_path)
+    assert text.count('\n') == 1 + len(found) and (tmp_path / 'meaning.json').is_file()
 
 
 def test_same_meaning_is_fitted_to_the_texts_without_held_out_ones():

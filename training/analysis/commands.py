@@ -97,6 +97,13 @@ def _share(value: str) -> float:
     return share
 
 
+def _meaning(options: argparse.Namespace) -> None:
+    from owseg_ros.language.installed import open_text_encoder
+    from owseg_training.analysis.meaning import cross_validate, write_meaning
+
+    print(write_meaning(cross_validate(open_text_encoder(options.text_encoder)), options.out))
+
+
 def _count(value: str) -> int:
     count = int(value)
     if count < 1:
@@ -178,3 +185,11 @@ def add_analyse(stages: argparse._SubParsersAction) -> None:
     pooling.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     pooling.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
     pooling.set_defaults(run_command=_pooling)
+
+    text = 'whether texts mean things, on words that the relation has not seen'
+    meaning = analyses.add_parser('meaning', help=text, description=text)
+    meaning.add_argument('--text-encoder', default='',
+                         help='folder (default: the installed one, owseg text-encoder)')
+    meaning.add_argument('--out', type=Path, required=True,
+                         help='folder for the table and its JSON')
+    meaning.set_defaults(run_command=_meaning)
