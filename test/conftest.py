@@ -13,10 +13,18 @@
 # limitations under the License.
 """Put test/ on the path, so that ``support`` imports, and register the marks of the suite."""
 
+import ctypes
+import os
 from pathlib import Path
 import sys
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+try:
+    ctypes.CDLL('libcuda.so.1')
+except OSError:
+    # No driver of a GPU: Triton interprets kernels, which it has to know when it is imported.
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 def pytest_configure(config):

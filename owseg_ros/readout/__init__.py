@@ -13,8 +13,10 @@
 # limitations under the License.
 """Masks times scores: from the network's output to the maps of a frame."""
 
+from owseg_ros.readout.choice import ChosenReadout, host_array, READOUTS
 from owseg_ros.readout.components import clean_mask
 from owseg_ros.readout.cpu import anomaly_scores, CpuReadout, read_out
+from owseg_ros.readout.gpu import GpuReadout, GpuReadoutError
 from owseg_ros.readout.hazard_mask import RoadSettings
 from owseg_ros.readout.maps import (
     ALL_MAPS, check_maps, Maps, NO_QUERY, QUERY_MAPS, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
@@ -23,7 +25,8 @@ from owseg_ros.readout.objects import ObjectSettings, refine
 from owseg_ros.readout.scores import AnomalyScore, available_scores, make_score, ScoreError, SCORES
 
 __all__ = [
-    'ALL_MAPS', 'anomaly_scores', 'AnomalyScore', 'available_scores', 'check_maps', 'clean_mask',
-    'CpuReadout', 'make_score', 'Maps', 'MaskHistory', 'NO_QUERY', 'ObjectSettings', 'QUERY_MAPS',
-    'read_out', 'ReadoutSettings', 'refine', 'RoadSettings', 'ScoreError', 'SCORES', 'UNKNOWN_ID',
-    'UNLABELLED_ID']
+    'ALL_MAPS', 'anomaly_scores', 'AnomalyScore', 'available_scores', 'check_maps',
+    'ChosenReadout', 'clean_mask', 'CpuReadout', 'GpuReadout', 'GpuReadoutError', 'host_array',
+    'make_score', 'Maps', 'MaskHistory', 'NO_QUERY', 'ObjectSettings', 'QUERY_MAPS', 'read_out',
+    'ReadoutSettings', 'READOUTS', 'refine', 'RoadSettings', 'ScoreError', 'SCORES',
+    'UNKNOWN_ID', 'UNLABELLED_ID']

@@ -39,13 +39,13 @@ threshold on refined maps, when it is used on refined maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import cv2
 import numpy as np
 
-# The weight of a pixel's own score where no mask claims it: below that of a weak claim.
-_REST = 0.03
+# The weight e of a pixel's own score where no mask claims it: below that of a weak claim.
+REST = 0.03
 # Masks are opened in slices, so that their sigmoids need this many floats at most.
 _SLICE = 1 << 20
 
@@ -80,9 +80,13 @@ class ObjectSettings:
 DEFAULTS = ObjectSettings()
 
 
-def refine(score: np.ndarray, mask_logits: np.ndarray,
+# Step 2: from a score float32 [h, w], mask logits [N, h, w] and votes float32 [N] to s', [h, w].
+Pool = Callable[[np.ndarray, Any, np.ndarray], np.ndarray]
+
+
+def refine(score: np.ndarray, mask_logits: Any,
            probabilities: Optional[np.ndarray] = None, image: Optional[np.ndarray] = None,
-           settings: ObjectSettings = DEFAULTS) -> np.ndarray:
+           settings: ObjectSettings = DEFAULTS, pool: Optional[Pool] = None) -> np.ndarray:
     """
     Return the anomaly score grouped into objects, float32 [H, W]; see the module's docstring.
 
@@ -91,14 +95,17 @@ def refine(score: np.ndarray, mask_logits: np.ndarray,
     probabilities: float [N, K], the no-object column dropped; None lets all queries vote alike.
     image: the frame, uint8 [*, *, 3] or [*, *] of any size; RGB, but BGR will do. Without it a
         Gaussian stands in for the guided filter.
+    pool: does step 2 where the mask logits are, such as on a GPU; None does it here.
 
     No input is modified. Raises ValueError where shapes or dtypes disagree or the score is not
     finite; mask logits must not be nan.
     """
     score = np.asarray(score)
-    mask_logits = np.asarray(mask_logits)
+    if pool is None:
+        mask_logits, pool = np.asarray(mask_logits), _pool
+        _check_float(mask_logits)
     _check(score, mask_logits, probabilities, image)
-    shape = mask_logits.shape[1:]
+    shape = tuple(mask_logits.shape[1:])
     low = cv2.resize(score.astype(np.float32, copy=False), shape[::-1],
                      interpolation=cv2.INTER_AREA)
     floor, ceiling = (float(v) for v in cv2.minMaxLoc(low)[:2])
@@ -112,7 +119,7 @@ def refine(score: np.ndarray, mask_logits: np.ndarray,
         size = 2 * settings.closing + 1
         low = cv2.morphologyEx(low, cv2.MORPH_CLOSE,
                                cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
-    low = _pool(low, mask_logits, _votes(len(mask_logits), probabilities, settings))
+    low = pool(low, mask_logits, _votes(len(mask_logits), probabilities, settings))
     full = _sharpen(low, image, score.shape, settings)
     np.clip(full, 0.0, 1.0, out=full)
     full *= np.float32(ceiling - floor)
@@ -120,13 +127,16 @@ def refine(score: np.ndarray, mask_logits: np.ndarray,
     return full
 
 
+def _check_float(mask_logits: np.ndarray) -> None:
+    if not np.issubdtype(mask_logits.dtype, np.floating):
+        raise ValueError(f'expected float mask logits [N, h, w], not {mask_logits.dtype}')
+
+
 def _check(score, mask_logits, probabilities, image) -> None:
     if score.ndim != 2 or 0 in score.shape or not np.issubdtype(score.dtype, np.floating):
         raise ValueError(f'expected a float score [H, W], not {score.dtype} {score.shape}')
-    if (mask_logits.ndim != 3 or 0 in mask_logits.shape[1:]
-            or not np.issubdtype(mask_logits.dtype, np.floating)):
-        raise ValueError('expected float mask logits [N, h, w], not '
-                         f'{mask_logits.dtype} {mask_logits.shape}')
+    if mask_logits.ndim != 3 or 0 in mask_logits.shape[1:]:
+        raise ValueError(f'expected mask logits [N, h, w], not {tuple(mask_logits.shape)}')
     if probabilities is not None and (
             np.ndim(probabilities) != 2 or len(probabilities) != len(mask_logits)):
         raise ValueError(f'mask logits {mask_logits.shape} and class probabilities '
@@ -163,7 +173,7 @@ def _pool(score: np.ndarray, mask_logits: np.ndarray, votes: np.ndarray) -> np.n
         means = (masks @ own) / np.maximum(area, np.finfo(np.float32).tiny)
         total += (vote * means) @ masks
         weight += vote @ masks
-    rest = np.maximum(_REST * (1 - weight), 1e-9)
+    rest = np.maximum(REST * (1 - weight), 1e-9)
     return ((total + rest * own) / (weight + rest)).reshape(score.shape)
 
 

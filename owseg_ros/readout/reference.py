@@ -35,21 +35,30 @@ from owseg_ros.readout.maps import (
     ALL_MAPS, check_maps, Maps, NO_QUERY, ReadoutSettings, ScoreRegions, UNKNOWN_ID, UNLABELLED_ID)
 
 
-def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
+def interpolation_taps(size_in: int, size_out: int) -> tuple[
+        np.ndarray, np.ndarray, np.ndarray]:
     """
-    Return the float64 [size_out, size_in] matrix of linear resampling along one axis.
+    Return between which pixels each output pixel of linear resampling lies, [size_out] each.
 
-    Half-pixel centres (``align_corners=False``): output pixel i samples at
-    (i + 0.5) * size_in / size_out - 0.5, clamped to the first and last pixel. Every row has at
-    most two entries, is non-negative and sums to one.
+    First and second pixel (intp), and the share of the second (float64). Half-pixel centres
+    (``align_corners=False``): output pixel i samples at (i + 0.5) * size_in / size_out - 0.5,
+    clamped to the first and last pixel.
     """
     if size_in < 1 or size_out < 1:
         raise ValueError(f'sizes must be positive, not {size_in} and {size_out}')
     position = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
     position = np.clip(position, 0.0, size_in - 1.0)
     low = np.floor(position).astype(np.intp)
-    high = np.minimum(low + 1, size_in - 1)
-    fraction = position - low
+    return low, np.minimum(low + 1, size_in - 1), position - low
+
+
+def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """
+    Return the float64 [size_out, size_in] matrix of linear resampling along one axis.
+
+    Every row has at most two entries (`interpolation_taps`), is non-negative and sums to one.
+    """
+    low, high, fraction = interpolation_taps(size_in, size_out)
     matrix = np.zeros((size_out, size_in))
     rows = np.arange(size_out)
     np.add.at(matrix, (rows, low), 1.0 - fraction)

@@ -258,6 +258,11 @@ class StandardizedMaxLogit(AnomalyScore):
         self._gain[:len(deviation), 0] = -1 / deviation
         self._offset[:len(deviation), 0] = np.array(statistics.mean) / deviation
 
+    @property
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return gain and offset of each id, float32 [256]: the score is gain * max_k L_k + o."""
+        return self._gain[:, 0], self._offset[:, 0]
+
     def finish(self, sums, best, ids, plane):
         """Return -(max_k L_k - mu_c) / s_c."""
         score = cv2.LUT(ids, self._gain).reshape(ids.shape)

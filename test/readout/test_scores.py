@@ -49,13 +49,12 @@ def exact(name, masks, probabilities, outlier, size, output):
         name, masks, probabilities, size, output, STATISTICS, outlier)
 
 
-@pytest.mark.parametrize('threads', [1, 2])
 @pytest.mark.parametrize('output', [(48, 68), (30, 41)], ids=['network size', 'camera size'])
 @pytest.mark.parametrize('name', SCORES)
-def test_every_score_is_its_equation(name, output, threads):
+def test_every_score_is_its_equation(make, name, output):
     masks, probabilities, outlier = network()
     size = (48, 68)
-    maps = CpuReadout(tolerance=0, threads=threads)(
+    maps = make(tolerance=0, threads=2)(
         masks, probabilities, size, output,
         ReadoutSettings(anomaly_threshold=0.0, score=opened(name)), {'anomaly_score'}, outlier)
     expected = exact(name, masks, probabilities, outlier, size, output)
