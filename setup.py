@@ -142,7 +142,9 @@ setup(
             'onnx>=1.16',
             'onnxruntime-gpu>=1.17',
             'tensorrt>=10',
-            'torch>=2.4',
+            'torch>=2.9',
+            # The readout on the GPU; it comes with torch's builds for CUDA.
+            'triton>=3.3; platform_system == "Linux"',
         ],
         # Only to write the text encoder that queries need: owseg text-encoder.
         'language': [
@@ -188,6 +190,8 @@ setup(
             'setuptools',
             # The reference of the converters; its tests skip where it is missing.
             'transformers>=5',
+            # The kernel of the readout on the GPU runs in its interpreter.
+            'triton>=3.3; platform_system == "Linux" and platform_machine == "x86_64"',
         ],
     },
     cmdclass={'install_data': InstallDataAndExecutables},

@@ -254,7 +254,8 @@ class Bundle:
     (None where the network has no such output).
     ``outlier_class`` says whether class_logits has one more column, before that of no-object,
     for what the network was shown as outliers. ``language`` is None where the network has no
-    region embeddings, ``novelty`` where it has no metric head.
+    region embeddings, ``novelty`` where it has no metric head. ``program`` is the torch.export
+    program of the same network (engine torch), None without.
     """
 
     path: Path
@@ -272,6 +273,7 @@ class Bundle:
     outlier_class: bool = False
     language: LanguageInfo | None = None
     novelty: NoveltyInfo | None = None
+    program: Path | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
 
@@ -356,6 +358,7 @@ def load_bundle(path: str | os.PathLike) -> Bundle:
         outlier_class=network.get('outlier_class', False),
         language=_language_info(manifest['language']) if 'language' in manifest else None,
         novelty=_novelty_info(folder, manifest) if 'novelty' in manifest else None,
+        program=folder / network['program'] if 'program' in network else None,
         provenance=manifest.get('provenance', {}),
         figures=manifest.get('figures', {}))
 
@@ -703,6 +706,13 @@ def _check_semantics(folder: Path, manifest: dict[str, Any]) -> tuple[ClassInfo,
                         'export the network to ONNX (owseg-train export)')
     if network not in manifest['files']:
         _refuse(folder, f'{MANIFEST}: files: the network {_short(network)} is not listed; '
+                        'list it with its sha256')
+    program = manifest['network'].get('program')
+    if program is not None and not program.endswith('.pt2'):
+        _refuse(folder, f'{MANIFEST}: network.program: {_short(program)} is not a .pt2 file; '
+                        'export the network again (owseg-train export --torch)')
+    if program is not None and program not in manifest['files']:
+        _refuse(folder, f'{MANIFEST}: files: the program {_short(program)} is not listed; '
                         'list it with its sha256')
     _check_anomaly(folder, manifest['anomaly'], len(classes))
     _check_language(folder, manifest)

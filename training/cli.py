@@ -255,7 +255,8 @@ def _export(options: argparse.Namespace) -> None:
     from owseg_training.taught_bundle import add_metric_head
 
     if (options.run / BUNDLE).is_dir():
-        if options.size or options.batch or options.before or options.precision != 'fp32':
+        if (options.size or options.batch or options.before or options.torch
+                or options.precision != 'fp32'):
             raise ExportError(f'{options.run} holds a metric head for a bundle, whose network '
                               'stays as it is; leave the options out')
         bundle = add_metric_head(options.run, options.out, options.data)
@@ -264,7 +265,8 @@ def _export(options: argparse.Namespace) -> None:
             options.run, options.out, data=options.data, frames=options.check_frames,
             before=options.before, size=options.size, batch=options.batch,
             precision=options.precision, calibration_frames=options.calibration_frames,
-            int8_runtime=options.int8_runtime, text_encoder=options.text_encoder)
+            int8_runtime=options.int8_runtime, text_encoder=options.text_encoder,
+            torch_program=options.torch)
     print(tensorrt_support.check(bundle.network).text())
     print(f'wrote {bundle.path}: network {bundle.network_sha256[:12]}, '
           f'anomaly threshold {bundle.anomaly.threshold:.3f} '
@@ -661,6 +663,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument('--text-encoder', default='',
                         help='with region embeddings: folder of the encoder they learned from '
                              '(default: the installed one, owseg text-encoder)')
+    export.add_argument('--torch', action='store_true',
+                        help='also write the network as a torch.export program, for the engine '
+                             'torch')
     export.add_argument('--before', type=Path,
                         help='bundle before outlier supervision, for the model card')
     export.set_defaults(run_command=_export)

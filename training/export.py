@@ -49,6 +49,7 @@ from owseg_training.language import choose_threshold, language_section
 from owseg_training.network import MaskClassifier
 from owseg_training.network.frozen_clip import FROZEN_CLIP
 from owseg_training.network.metric_head import MetricHead
+from owseg_training.program import export_program, PROGRAM, program_parity
 from owseg_training.prototypes import KNOWN_PROTOTYPES
 import torch
 from torch import nn
@@ -279,7 +280,8 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
                   frames: int = 4, before: str | Path | None = None,
                   size: tuple[int, int] | None = None, batch: int | None = None,
                   precision: str = 'fp32', calibration_frames: int = 32,
-                  int8_runtime: str = 'onnxruntime', text_encoder: str = '') -> Bundle:
+                  int8_runtime: str = 'onnxruntime', text_encoder: str = '',
+                  torch_program: bool = False) -> Bundle:
     """
     Make a bundle of a trained or converted run: export, check, calibrate, measure, model card.
 
@@ -294,7 +296,8 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
     A network with a metric head can be taught classes: its bundle has the section novelty, with
     the prototypes of the run and a threshold that is chosen on known classes.
     text_encoder: folder of the encoder that a network with region embeddings learned from, '' for
-    the installed one.
+    the installed one. torch_program: also write the network as a torch.export program, in fp32,
+    which the engine torch runs; ONNX Runtime must equal it too.
     Raises ExportError when ONNX differs from torch or the size does not fit, or the encoder is
     not of the network's text space; DataError when the classes are not known; TextEncoderError
     when there is no encoder.
@@ -333,6 +336,11 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
         files = {'network.onnx': onnx_path, 'MODEL_CARD.md': card}
         if network.metric_head is not None:
             files |= novelty_files(network.metric_head, run, Path(folder))
+        if torch_program:
+            files[PROGRAM] = Path(folder) / PROGRAM
+            manifest['network']['program'] = PROGRAM
+            figures['program_parity'] = _export_program(
+                network, files[PROGRAM], onnx_path, size, images, batch)
         if precision != 'fp32':
             whole = Segmenter(write_bundle(Path(folder) / 'whole', manifest, files))
             files['network.onnx'] = Path(folder) / f'{precision}.onnx'
@@ -373,6 +381,18 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
             manifest, stages, [(found.key, _title(found)) for found in there.closed]))
         write_bundle(out, manifest, files)
     return load_bundle(out)
+
+
+def _export_program(network: MaskClassifier, path: Path, onnx_path: Path, size: tuple[int, int],
+                    images: Sequence[torch.Tensor], batch: int | None) -> dict[str, float]:
+    """Write the torch program; return how far from ONNX it is."""
+    exported = ExportedNetwork(network)
+    export_program(exported, exported.outputs, path, size, batch)
+    difference = program_parity(path, onnx_path, images, batch)
+    if max(difference.values()) > TOLERANCE:
+        raise ExportError(f'ONNX Runtime differs from the torch program by {difference}, more '
+                          f'than {TOLERANCE}')
+    return difference
 
 
 def novelty_threshold(segmenter: Segmenter, data_set: DataSet) -> dict[str, Any]:

@@ -21,25 +21,29 @@ from owseg_ros.bundle import Bundle
 from owseg_ros.engine.contract import Engine, EngineError, NetworkOutput
 from owseg_ros.engine.onnx import OnnxEngine
 from owseg_ros.engine.tensorrt import serve_tensorrt, TensorrtEngine, TensorrtOptions
+from owseg_ros.engine.torch import serve_torch, TorchEngine, TorchOptions
 
 __all__ = ['create_engine', 'Engine', 'EngineError', 'ENGINES', 'NetworkOutput', 'OnnxEngine',
-           'TensorrtEngine', 'TensorrtOptions']
+           'TensorrtEngine', 'TensorrtOptions', 'TorchEngine', 'TorchOptions']
 
-ENGINES = (OnnxEngine.name, TensorrtEngine.name)
+ENGINES = (OnnxEngine.name, TensorrtEngine.name, TorchEngine.name)
 
 
 def create_engine(bundle: Bundle, engine: str = 'onnx', providers: Sequence[str] = ('cpu',),
-                  threads: int = 0, tensorrt: Optional[TensorrtOptions] = None) -> Engine:
+                  threads: int = 0, tensorrt: Optional[TensorrtOptions] = None,
+                  torch: Optional[TorchOptions] = None) -> Engine:
     """
     Return the engine of that name for a bundle.
 
     providers: where ONNX Runtime runs, in order of preference: 'cpu', 'cuda', 'tensorrt';
-    threads: on the CPU, 0 chooses. The engine tensorrt is built in the background while ONNX
-    Runtime serves (engine.fallback); tensorrt: its options.
+    threads: on the CPU, 0 chooses. The engines tensorrt and torch are built in the background
+    while ONNX Runtime serves (engine.fallback); tensorrt, torch: their options.
     Raises EngineError where the name is unknown or the engine does not start.
     """
     if engine == OnnxEngine.name:
         return OnnxEngine(bundle, providers=providers, threads=threads)
     if engine == TensorrtEngine.name:
         return serve_tensorrt(bundle, providers, threads, tensorrt)
+    if engine == TorchEngine.name:
+        return serve_torch(bundle, providers, threads, torch)
     raise EngineError(f'unknown engine {engine!r}; choose from {", ".join(ENGINES)}')

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Protocol, Sequence
+from typing import Any, Optional, Protocol, Sequence
 
 import numpy as np
 from owseg_ros.bundle import InputSpec
@@ -34,7 +34,8 @@ class NetworkOutput:
     """
     What the network says about a batch of B frames.
 
-    mask_logits: float32 [B, N, h, w], one logit map a query (usually at stride 4).
+    mask_logits: float32 [B, N, h, w], one logit map a query (usually at stride 4); a torch tensor
+        on the GPU, float32 or float16, where that was asked for and the network ran there.
     class_probabilities: float32 [B, N, K], softmax over all columns with the last ("no
         object") dropped and the rest not renormalised.
     outlier_probabilities: float32 [B, N], of the same softmax, where the network has a class
@@ -49,7 +50,7 @@ class NetworkOutput:
     preprocess_ms, network_ms: time taken by the whole batch.
     """
 
-    mask_logits: np.ndarray
+    mask_logits: Any
     class_probabilities: np.ndarray
     region_embeddings: Optional[np.ndarray]
     pixel_features: Optional[np.ndarray]
@@ -81,14 +82,17 @@ class Engine(Protocol):
     on_gpu: bool
 
     def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False,
-              text_features: bool = False, region_embeddings: bool = True) -> NetworkOutput:
+              text_features: bool = False, region_embeddings: bool = True,
+              masks_on_device: bool = False) -> NetworkOutput:
         """
         Run the network once on frames of any sizes; arrays of the result are the caller's.
 
         They are read while the next frames are in the network, in another thread.
 
         The features must be there where they are asked for; region embeddings are left out
-        where the network has none.
+        where the network has none. masks_on_device: leave the mask logits on the GPU, where the
+        engine runs there with torch; other engines return them as an array all the same. Their
+        values are there when this returns, for any stream.
         Raises EngineError if the network fails, or produces values that are not finite.
         """
 

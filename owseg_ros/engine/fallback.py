@@ -77,10 +77,11 @@ class FallbackEngine:
         return f'{self._serving.description}, while {self.name} {reason}'
 
     def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False,
-              text_features: bool = False, region_embeddings: bool = True) -> NetworkOutput:
+              text_features: bool = False, region_embeddings: bool = True,
+              masks_on_device: bool = False) -> NetworkOutput:
         """Run whichever engine is ready; see engine.contract.Engine."""
         asked = {'pixel_features': pixel_features, 'text_features': text_features,
-                 'region_embeddings': region_embeddings}
+                 'region_embeddings': region_embeddings, 'masks_on_device': masks_on_device}
         better = self._better
         if better is not None:
             try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 import time
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 from owseg_ros.bundle import Bundle
@@ -65,12 +65,14 @@ class NetworkEngine(ABC):
         """Let go of what outlives the object; an engine without threads has nothing."""
 
     def infer(self, frames: Sequence[Frame], *, pixel_features: bool = False,
-              text_features: bool = False, region_embeddings: bool = True) -> NetworkOutput:
+              text_features: bool = False, region_embeddings: bool = True,
+              masks_on_device: bool = False) -> NetworkOutput:
         """
         Run the network on frames of any sizes; see engine.contract.Engine.
 
         pixel_features, text_features: also return them; region_embeddings: return those that
-        there are, the frozen ones too. Raises EngineError.
+        there are, the frozen ones too; masks_on_device: leave the mask logits where they are made.
+        Raises EngineError.
         """
         if not frames:
             raise EngineError('infer needs at least one frame')
@@ -94,11 +96,12 @@ class NetworkEngine(ABC):
             begun = time.perf_counter()
             batch = self._pack(chunk, self.fixed_batch or len(chunk))
             packed = time.perf_counter()
-            arrays = self._run(names, batch)
+            run = self._run_on_device if masks_on_device else self._run
+            arrays = run(names, batch)
             preprocess += packed - begun
             network += time.perf_counter() - packed
             parts.append([array[:len(chunk)] for array in arrays])
-        arrays = parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts)]
+        arrays = parts[0] if len(parts) == 1 else [self._join(part) for part in zip(*parts)]
         found = dict(zip(keys, arrays))
         self._check(found, len(frames))
         probabilities = softmax(found['class_logits'])
@@ -122,6 +125,14 @@ class NetworkEngine(ABC):
 
         The arrays are the caller's. The batch may be overwritten once this returns.
         """
+
+    def _run_on_device(self, names: Sequence[str], batch: np.ndarray) -> list[Any]:
+        """Do the same, with the first of the outputs left on the device that it was made on."""
+        return self._run(names, batch)
+
+    def _join(self, parts: Sequence[Any]) -> Any:
+        """Return the outputs of several passes as one."""
+        return np.concatenate(parts)
 
     def _allocate(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return zeroed float32 memory for the input."""
@@ -157,7 +168,7 @@ class NetworkEngine(ABC):
              self._scratch)
         return self._buffer[:size]
 
-    def _check(self, found: dict[str, np.ndarray], count: int) -> None:
+    def _check(self, found: dict[str, Any], count: int) -> None:
         masks, logits = found['mask_logits'], found['class_logits']
         if len(masks) != count or logits.shape != (*masks.shape[:2], self._columns):
             self._refuse(f'{count} frames and {self.bundle.num_classes} classes do not fit '
@@ -177,7 +188,9 @@ class NetworkEngine(ABC):
                     "providers ['cpu']")
 
 
-def _is_finite(array: np.ndarray) -> bool:
+def _is_finite(array: Any) -> bool:
+    if not isinstance(array, np.ndarray):
+        return bool(array.isfinite().all())
     # A square that is not finite leaves none in their sum, which costs a third of looking at
     # each value; only where the sum overflows has that to be done.
     values = array.reshape(-1)

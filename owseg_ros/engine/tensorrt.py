@@ -36,8 +36,8 @@ import numpy as np
 from owseg_ros.bundle import Bundle
 from owseg_ros.engine.cache import CacheFileError, Device, EngineCache, EngineKey
 from owseg_ros.engine.contract import EngineError
+from owseg_ros.engine.cuda_engine import CudaEngine, require_torch_cuda
 from owseg_ros.engine.fallback import FallbackEngine
-from owseg_ros.engine.network import NetworkEngine
 from owseg_ros.engine.onnx import one_line, OnnxEngine
 from owseg_ros.engine.preprocess import normalisation_tables, pack
 from owseg_ros.engine.status import BuildProgress, StateMachine
@@ -116,28 +116,7 @@ def require_tensorrt() -> None:
         raise EngineError(f'TensorRT is installed but does not load: {one_line(error)}; install '
                           'it again in the version of its libraries, or use the engine onnx'
                           ) from error
-    require_torch_cuda()
-
-
-def require_torch_cuda() -> None:
-    """Raise EngineError where torch, its CUDA build, a GPU or its driver is missing."""
-    try:
-        torch = importlib.import_module('torch')
-    except (ImportError, OSError) as error:
-        raise EngineError(f'the engine tensorrt needs torch for its memory on the GPU: '
-                          f'{one_line(error)}; pip install torch') from error
-    if torch.version.cuda is None:
-        raise EngineError(f'the installed torch {torch.__version__} is built without CUDA: '
-                          'install the build for your CUDA version (https://pytorch.org)')
-    try:
-        torch.cuda.init()
-        count = torch.cuda.device_count()
-    except (RuntimeError, AssertionError) as error:
-        raise EngineError(f'CUDA {torch.version.cuda} does not start: {one_line(error)}; compare '
-                          'the GPU driver (nvidia-smi) with that version') from error
-    if not count:
-        raise EngineError('there is no GPU that CUDA can use: see nvidia-smi and '
-                          'CUDA_VISIBLE_DEVICES')
+    require_torch_cuda('tensorrt')
 
 
 def network_sha256(bundle: Bundle) -> str:
@@ -309,7 +288,7 @@ def from_cache(load: Callable[[], Optional[bytes]], machine: StateMachine) -> Op
         return None
 
 
-class TensorrtEngine(NetworkEngine):
+class TensorrtEngine(CudaEngine):
     """
     Runs a bundle's network with TensorRT; see engine.contract.Engine.
 
@@ -329,33 +308,22 @@ class TensorrtEngine(NetworkEngine):
         from owseg_ros.engine import tensorrt_gpu as gpu
 
         profile = _profile(gpu, bundle, built.key.batch)
+        settings = options.cuda_graph, machine.note
         try:
-            self._network = gpu.CudaNetwork(built.plan, profile, options.cuda_graph)
+            network = gpu.CudaNetwork(built.plan, profile, *settings)
         except EngineError as error:
             if not built.cached:
                 raise
             machine.note(f'{built.path}: {error}; it is built again')
             built = build_engine(bundle, options, machine, stopped, force=True)
-            self._network = gpu.CudaNetwork(built.plan, profile, options.cuda_graph)
+            network = gpu.CudaNetwork(built.plan, profile, *settings)
+        self._network = network
         self.fixed_batch = built.fixed_batch
         self.largest_batch = built.key.batch[2]
         self.description = f'tensorrt ({built.key.precision}, {built.key.device})'
 
-    def warm_up(self, batch: int = 1) -> float:
-        """Warm up one frame, and a whole batch; return ms of the last pass of the latter."""
-        elapsed = 0.0
-        for size in sorted({1, batch}):
-            elapsed = super().warm_up(size)
-        return elapsed
-
-    def _run(self, names: Sequence[str], batch: np.ndarray) -> list[np.ndarray]:
-        torch = importlib.import_module('torch')
-        return self._network.fetch(self._network.run(torch.from_numpy(batch)), names)
-
-    def _allocate(self, shape: tuple[int, ...]) -> np.ndarray:
-        # Pinned, so that the copy to the GPU is one and need not wait.
-        torch = importlib.import_module('torch')
-        return torch.zeros(shape, dtype=torch.float32, pin_memory=True).numpy()
+    def _passes(self, names: Sequence[str]) -> Any:
+        return self._network.passes
 
 
 def serve_tensorrt(bundle: Bundle, providers: Sequence[str] = ('cpu',), threads: int = 0,

@@ -25,11 +25,11 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 import threading
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional
 
-import numpy as np
 from owseg_ros.engine.cache import Device
 from owseg_ros.engine.contract import EngineError
+from owseg_ros.engine.cuda import CudaPasses, Pass
 from owseg_ros.engine.status import BuildProgress
 import tensorrt as trt
 import torch
@@ -173,32 +173,21 @@ def _content(memory: Any) -> bytes:
     return bytes(memory)
 
 
-@dataclass
-class _Pass:
-    """One batch size: its context, its tensors on the GPU and its graph."""
-
-    context: trt.IExecutionContext
-    image: torch.Tensor
-    outputs: dict[str, torch.Tensor]
-    graph: Optional[torch.cuda.CUDAGraph] = None
-
-
 class CudaNetwork:
     """
     An engine on the GPU, with torch tensors as its inputs and outputs.
 
-    plan: a serialised engine of this device; profile: that it was built with; graphs: whether a
-    pass is captured as a CUDA graph, one a batch size, so that it is launched as one.
+    plan: a serialised engine of this device; profile: that it was built with; graphs, note: see
+    engine.cuda.CudaPasses, which `passes` is.
 
-    Serves one thread at a time, on a stream of its own. Raises EngineError where TensorRT does
-    not take the plan, or memory does not suffice.
+    Serves one thread at a time. Raises EngineError where TensorRT does not take the plan, or
+    memory does not suffice.
     """
 
-    def __init__(self, plan: bytes, profile: Profile, graphs: bool = True) -> None:
+    def __init__(self, plan: bytes, profile: Profile, graphs: bool = True,
+                 note: Callable[[str], object] = lambda text: None) -> None:
         self._log = Log()
         self._profile = profile
-        self._graphs = graphs
-        self.note = ''
         try:
             self._runtime = trt.Runtime(self._log)
         except TypeError as error:
@@ -220,48 +209,9 @@ class CudaNetwork:
             if engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
                 raise EngineError(f'{name} of the engine is {engine.get_tensor_dtype(name)} and '
                                   'not float32')
-        self._stream = torch.cuda.Stream()
-        self._passes: dict[int, _Pass] = {}
+        self.passes = CudaPasses(self._prepare, graphs, note)
 
-    def run(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """
-        Return every output for a batch float32 [B, 3, H, W], on the CPU (pinned) or the GPU.
-
-        The tensors lie on the GPU and are overwritten by the next call with this batch size; the
-        work is queued on `stream`. Raises EngineError.
-        """
-        try:
-            with torch.cuda.stream(self._stream):
-                work = self._passes.get(len(batch)) or self._prepare(len(batch))
-                work.image.copy_(batch, non_blocking=True)
-                if work.graph is not None:
-                    work.graph.replay()
-                else:
-                    self._enqueue(work)
-                return work.outputs
-        except torch.cuda.OutOfMemoryError as error:
-            raise EngineError(f'not enough GPU memory for a batch of {len(batch)}: close what '
-                              'else uses the GPU, or take fewer frames at a time') from error
-        except RuntimeError as error:
-            raise EngineError(f'the GPU failed: {" ".join(str(error).split())[:300]}') from error
-
-    def fetch(self, outputs: dict[str, torch.Tensor], names: Sequence[str]) -> list[np.ndarray]:
-        """Return the named outputs as arrays of the caller's own; waits for the GPU."""
-        try:
-            with torch.cuda.stream(self._stream):
-                copies = [torch.empty(outputs[name].shape, dtype=torch.float32, pin_memory=True)
-                          .copy_(outputs[name], non_blocking=True) for name in names]
-                self._stream.synchronize()
-        except RuntimeError as error:
-            raise EngineError(f'the GPU failed: {" ".join(str(error).split())[:300]}') from error
-        return [copy.numpy() for copy in copies]
-
-    @property
-    def stream(self) -> torch.cuda.Stream:
-        """Return the stream of the network: wait for it before the outputs are read."""
-        return self._stream
-
-    def _prepare(self, size: int) -> _Pass:
+    def _prepare(self, size: int) -> Pass:
         # A context of its own for each batch size: a captured graph holds the state of its one.
         context = self._engine.create_execution_context()
         if context is None:
@@ -270,31 +220,16 @@ class CudaNetwork:
         if not context.set_input_shape(self._profile.name, shape):
             raise EngineError(f'the engine was built for batches of {self._profile.batch[0]} to '
                               f'{self._profile.batch[2]}, not {size}')
-        work = _Pass(context, torch.zeros(shape, device='cuda'), {
+        image = torch.zeros(shape, device='cuda')
+        outputs = {
             name: torch.empty(_sizes(context.get_tensor_shape(name)), device='cuda')
-            for name in self._outputs})
-        for name, tensor in ((self._profile.name, work.image), *work.outputs.items()):
+            for name in self._outputs}
+        for name, tensor in ((self._profile.name, image), *outputs.items()):
             context.set_tensor_address(name, tensor.data_ptr())
-        # TensorRT sets itself up in the first pass after a change of shape.
-        self._enqueue(work)
-        self._stream.synchronize()
-        if self._graphs:
-            work.graph = self._capture(work)
-        self._passes[size] = work
-        return work
 
-    def _capture(self, work: _Pass) -> Optional[torch.cuda.CUDAGraph]:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads may use the GPU meanwhile, such as the engine that serves.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode='thread_local'):
-                self._enqueue(work)
-        except (EngineError, RuntimeError) as error:
-            self._graphs = False
-            self.note = f'without a CUDA graph: {" ".join(str(error).split())[:200]}'
-            return None
-        return graph
+        def enqueue() -> dict[str, torch.Tensor]:
+            if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+                raise EngineError(f'TensorRT could not run the engine: {self._log.errors()}')
+            return outputs
 
-    def _enqueue(self, work: _Pass) -> None:
-        if not work.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise EngineError(f'TensorRT could not run the engine: {self._log.errors()}')
+        return Pass(image, enqueue)

@@ -273,13 +273,13 @@ def test_tensorrt_that_is_missing_or_broken_is_told_apart(tmp_path, monkeypatch,
 def test_torch_without_cuda_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch', None)
     with pytest.raises(EngineError, match='needs torch.*pip install torch'):
-        require_torch_cuda()
+        require_torch_cuda('tensorrt')
     monkeypatch.undo()
     torch = pytest.importorskip('torch')
     if torch.cuda.is_available():
         pytest.skip('torch has CUDA here')
     with pytest.raises(EngineError, match='without CUDA|does not start|no GPU'):
-        require_torch_cuda()
+        require_torch_cuda('tensorrt')
 
 
 # What touches TensorRT

@@ -1,0 +1,130 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Passes of a network on a CUDA GPU: pinned copies, a stream, and a CUDA graph for each batch size.
+
+What runs the network, TensorRT or torch, is the caller's. Imported only where there is such a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Sequence
+
+from owseg_ros.engine.contract import EngineError
+import torch
+
+
+@dataclass
+class Pass:
+    """
+    One batch size of a network.
+
+    image: float32 [B, 3, H, W] on the GPU, the input. enqueue: queues the network on the current
+    stream, with what image holds, and returns its outputs by name.
+    """
+
+    image: torch.Tensor
+    enqueue: Callable[[], dict[str, torch.Tensor]]
+
+
+@dataclass
+class _Prepared:
+    """A pass that has run once, its outputs, and the graph that writes them."""
+
+    work: Pass
+    outputs: dict[str, torch.Tensor]
+    graph: Optional[torch.cuda.CUDAGraph] = None
+
+
+class CudaPasses:
+    """
+    Runs passes on a stream of its own; serves one thread at a time.
+
+    prepare: makes the Pass of a batch size, on its first use, on that stream. graphs: whether a
+    pass is captured as a CUDA graph, so that it is launched as one; where that fails, note is
+    told and passes run without. A captured graph owns what it writes to.
+    """
+
+    def __init__(self, prepare: Callable[[int], Pass], graphs: bool = True,
+                 note: Callable[[str], object] = lambda text: None) -> None:
+        self._prepare = prepare
+        self._graphs = graphs
+        self._note = note
+        self.stream = torch.cuda.Stream()
+        self._passes: dict[int, _Prepared] = {}
+
+    def run(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Return every output for a batch float32 [B, 3, H, W], on the CPU (pinned) or the GPU.
+
+        The tensors lie on the GPU and are overwritten by the next call with this batch size; the
+        work is queued on `stream`. Raises EngineError.
+        """
+        try:
+            with torch.cuda.stream(self.stream):
+                prepared = self._passes.get(len(batch)) or self._make(len(batch))
+                prepared.work.image.copy_(batch, non_blocking=True)
+                if prepared.graph is None:
+                    return prepared.work.enqueue()
+                prepared.graph.replay()
+                return prepared.outputs
+        except torch.cuda.OutOfMemoryError as error:
+            raise EngineError(f'not enough GPU memory for a batch of {len(batch)}: close what '
+                              'else uses the GPU, or take fewer frames at a time') from error
+        except RuntimeError as error:
+            raise _failure(error) from error
+
+    def fetch(self, outputs: dict[str, torch.Tensor], names: Sequence[str],
+              on_device: Sequence[str] = ()) -> list[Any]:
+        """
+        Return the named outputs, of the caller's own; waits for the GPU. Raises EngineError.
+
+        As float32 arrays; those in on_device as tensors on the GPU, in the type that they have.
+        """
+        try:
+            with torch.cuda.stream(self.stream):
+                copies = [outputs[name].clone() if name in on_device else torch.empty(
+                    outputs[name].shape, dtype=outputs[name].dtype, pin_memory=True).copy_(
+                        outputs[name], non_blocking=True) for name in names]
+                self.stream.synchronize()
+        except RuntimeError as error:
+            raise _failure(error) from error
+        return [copy if copy.is_cuda else copy.float().numpy() for copy in copies]
+
+    def _make(self, size: int) -> _Prepared:
+        work = self._prepare(size)
+        # The first pass sets things up and must not be captured.
+        prepared = _Prepared(work, work.enqueue())
+        self.stream.synchronize()
+        if self._graphs:
+            self._capture(prepared)
+        self._passes[size] = prepared
+        return prepared
+
+    def _capture(self, prepared: _Prepared) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may use the GPU meanwhile, such as the engine that serves.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode='thread_local'):
+                prepared.outputs = prepared.work.enqueue()
+        except (EngineError, RuntimeError) as error:
+            self._graphs = False
+            self._note(f'without a CUDA graph: {" ".join(str(error).split())[:200]}')
+            return
+        prepared.graph = graph
+
+
+def _failure(error: RuntimeError) -> EngineError:
+    return EngineError(f'the GPU failed: {" ".join(str(error).split())[:300]}')

@@ -1,0 +1,348 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The engine torch: a program on the CPU against ONNX Runtime, what it refuses, and the GPU."""
+
+from dataclasses import replace
+import io
+import json
+from pathlib import Path
+import shutil
+import sys
+from types import SimpleNamespace
+import zipfile
+
+import numpy as np
+from owseg_ros.bundle import load_bundle, write_bundle
+from owseg_ros.engine import (
+    create_engine, EngineError, OnnxEngine, TorchEngine, TorchOptions)
+from owseg_ros.engine.program import check_program
+from owseg_ros.engine.status import FALLBACK, RUNNING, StateMachine
+from owseg_ros.engine.torch import read_program
+from owseg_ros.frame import Frame
+from owseg_ros.scene import StreetScene
+from owseg_ros.segmenter import Segmenter
+import pytest
+from support.tiny_bundle import edit_manifest, make_tiny_bundle, paint, tiny_manifest
+
+torch = pytest.importorskip('torch', reason='torch is not installed')
+export = pytest.importorskip('owseg_training.export')
+program = pytest.importorskip('owseg_training.program')
+CPU = TorchOptions(device='cpu')
+SIZE = (96, 64)
+
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory):
+    """Return a bundle with a real network of three classes, in ONNX and as a program."""
+    from owseg_training.network import MaskClassifier
+    from support.camvid import tiny_config
+
+    folder = tmp_path_factory.mktemp('torch')
+    torch.manual_seed(0)
+    config = tiny_config(folder).network
+    config.region_head, config.region_dim = 'pooled', 16
+    network = export.ExportedNetwork(MaskClassifier(config, 3))
+    export.export_onnx(network.network, folder / 'network.onnx', SIZE)
+    program.export_program(network, network.outputs, folder / 'network.pt2', SIZE)
+    manifest = tiny_manifest(width=SIZE[0], height=SIZE[1],
+                             encoder=SimpleNamespace(space='none', dim=16))
+    manifest['network']['program'] = 'network.pt2'
+    return write_bundle(folder / 'bundle', manifest, {
+        name: folder / name for name in ('network.onnx', 'network.pt2')})
+
+
+class Compact(torch.nn.Module):
+    """A network of a few operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = torch.nn.Conv2d(3, 5, 4, 4)
+        self.classes = torch.nn.Linear(1, 4)
+
+    def forward(self, image):
+        """Return mask logits, class logits and pixel features."""
+        masks = self.masks(image)
+        return masks, self.classes(masks.mean(dim=(2, 3))[..., None]), masks.sigmoid()
+
+
+@pytest.fixture(scope='module')
+def compact(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('compact')
+    torch.manual_seed(0)
+    network, names = Compact().eval(), ('mask_logits', 'class_logits', 'pixel_features')
+    torch.onnx.export(network, (torch.zeros(1, 3, *SIZE[::-1]),), str(folder / 'network.onnx'),
+                      input_names=['image'], output_names=list(names), dynamo=True,
+                      external_data=False, verbose=False)
+    program.export_program(network, names, folder / 'network.pt2', SIZE, batch=1)
+    manifest = tiny_manifest(width=SIZE[0], height=SIZE[1])
+    manifest['network']['program'] = 'network.pt2'
+    return write_bundle(folder / 'bundle', manifest, {
+        name: folder / name for name in ('network.onnx', 'network.pt2')})
+
+
+@pytest.fixture(scope='module')
+def frames():
+    scene = StreetScene(width=160, height=120)
+    return [Frame(scene.render(index).image) for index in (0, 40)]
+
+
+def copied(bundle, folder):
+    """Return a copy of the folder of a bundle, to be changed."""
+    return Path(shutil.copytree(bundle.path, folder / 'copy'))
+
+
+def open_torch(bundle, options=CPU):
+    return TorchEngine(bundle, options, StateMachine())
+
+
+def difference(found, wanted):
+    """Return the largest |a - b| / max(1, |b|)."""
+    return float((np.abs(found - wanted) / np.maximum(1, np.abs(wanted))).max())
+
+
+def test_equals_onnx_runtime_on_frames(bundle, frames):
+    engine, onnx = open_torch(bundle), OnnxEngine(bundle, threads=1)
+    asked = {'pixel_features': True, 'text_features': True}
+    for batch in (frames, frames[:1]):
+        found = engine.infer(batch, masks_on_device=True, **asked)
+        wanted = onnx.infer(batch, **asked)
+        for name in ('mask_logits', 'class_probabilities', 'pixel_features', 'text_features',
+                     'region_embeddings', 'no_object_probabilities'):
+            array = getattr(found, name)
+            assert isinstance(array, np.ndarray) and array.dtype == np.float32
+            assert difference(array, getattr(wanted, name)) <= 1e-4, name
+    assert 'fp32' in engine.description and torch.__version__ in engine.description
+
+
+def test_what_nobody_asks_for_is_not_computed(bundle, frames):
+    engine = open_torch(bundle)
+    whole = engine.infer(frames)
+    part = engine.infer(frames, region_embeddings=False)
+    assert part.region_embeddings is None and part.text_features is None
+    np.testing.assert_allclose(part.mask_logits, whole.mask_logits, atol=1e-5)
+    small, large = sorted(
+        len(network._module.graph.nodes) for network in engine._networks.values())
+    assert small < large
+
+
+def test_results_belong_to_the_caller(bundle, frames):
+    engine = open_torch(bundle)
+    first = engine.infer(frames[:1])
+    kept = first.mask_logits.copy()
+    engine.infer(frames[1:])
+    np.testing.assert_array_equal(first.mask_logits, kept)
+
+
+@pytest.mark.parametrize('precision, tolerance', [('bf16', 0.05), ('fp16', 0.01)])
+def test_half_precision_is_near(compact, frames, precision, tolerance):
+    engine = open_torch(compact, TorchOptions('cpu', precision))
+    found, wanted = engine.infer(frames), OnnxEngine(compact, threads=1).infer(frames)
+    assert 0 < difference(found.mask_logits, wanted.mask_logits) < tolerance
+    assert difference(found.class_probabilities, wanted.class_probabilities) < tolerance
+    assert found.mask_logits.dtype == np.float32
+
+
+def test_the_program_moves_to_another_device_as_a_whole(bundle):
+    """Nothing of it stays on the CPU, here told by the device that only knows shapes."""
+    code = pytest.importorskip('owseg_ros.engine.torch_network')
+    moved = code.Program(bundle.program.read_bytes(), 'meta')
+    outputs = moved.module(['mask_logits', 'text_features'])(
+        torch.zeros(2, 3, SIZE[1], SIZE[0], device='meta'))
+    assert [tuple(output.shape)[:2] for output in outputs] == [(2, 6), (2, 16)]
+    assert {output.device.type for output in outputs} == {'meta'}
+
+
+def test_segmenter_on_torch_in_place_of_onnx(compact, frames):
+    found = Segmenter(compact, 'torch', threads=1, torch=CPU)
+    assert found.engine.wait(120).state == RUNNING
+    assert found.engine.description.startswith('torch (fp32')
+    wanted = Segmenter(compact, threads=1)
+    np.testing.assert_allclose(
+        found(frames[0]).anomaly_score, wanted(frames[0]).anomaly_score, atol=2e-3)
+    found.close()
+
+
+def test_a_program_of_a_fixed_batch_runs_in_chunks(compact, frames):
+    engine, onnx = open_torch(compact), OnnxEngine(compact, threads=1)
+    assert engine.fixed_batch == 1
+    found, wanted = engine.infer(frames), onnx.infer(frames)
+    assert found.mask_logits.shape == (2, 5, 16, 24)
+    assert difference(found.mask_logits, wanted.mask_logits) <= 1e-4
+
+
+def test_compiled_before_it_serves(compact, frames):
+    if shutil.which('g++') is None:
+        pytest.skip('torch.compile needs a C++ compiler on the CPU')
+    steps = []
+    machine = StateMachine(progressed=lambda share, step: steps.append(step))
+    engine = TorchEngine(compact, TorchOptions('cpu', compiled=True), machine)
+    assert steps == ['loading the program', 'compiling for 1 frames']
+    wanted, found = OnnxEngine(compact, threads=1).infer(frames[:1]), engine.infer(frames[:1])
+    assert difference(found.mask_logits, wanted.mask_logits) <= 1e-4
+    assert 'compiled' in engine.description
+    with pytest.raises(EngineError, match='was stopped'):
+        TorchEngine(compact, TorchOptions('cpu', compiled=True), machine, lambda: True)
+
+
+# What is refused
+
+def test_a_bundle_without_a_program_says_how_to_make_one(tmp_path):
+    tiny = make_tiny_bundle(tmp_path / 'tiny')
+    assert tiny.program is None
+    engine = create_engine(tiny, 'torch', threads=1, torch=CPU)
+    status = engine.wait(60)
+    assert status.state == FALLBACK
+    assert 'no torch program' in status.reason and 'owseg-train export --torch' in status.reason
+    assert 'tensorrt' not in engine.description and 'torch failed' in engine.description
+    assert len(engine.infer([Frame(paint(96, 64))]).mask_logits) == 1
+
+
+def test_torch_or_cuda_that_is_missing_is_named(bundle, monkeypatch):
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match='without CUDA|does not start|no GPU'):
+            open_torch(bundle, TorchOptions())
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    with pytest.raises(EngineError, match='the engine torch needs torch: .*pip install torch'):
+        open_torch(bundle)
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'device': 'tpu'}, 'choose from cuda, cpu'), ({'max_batch': 0}, 'max_batch'),
+    ({'precision': 'int8'}, 'choose from auto, fp32, fp16, bf16')])
+def test_options_are_checked(options, message):
+    with pytest.raises(EngineError, match=message):
+        TorchOptions(**options)
+
+
+def test_auto_is_half_precision_on_a_gpu_alone():
+    assert TorchOptions().resolved_precision == 'fp16'
+    assert CPU.resolved_precision == 'fp32'
+    assert TorchOptions(precision='bf16').resolved_precision == 'bf16'
+
+
+def test_a_program_that_changed_after_the_check_is_not_loaded(compact, tmp_path):
+    folder = copied(compact, tmp_path)
+    loaded = load_bundle(folder)
+    with open(folder / 'network.pt2', 'ab') as stream:
+        stream.write(b'x')
+    with pytest.raises(EngineError, match='changed since the bundle was loaded'):
+        read_program(loaded)
+    (folder / 'network.pt2').unlink()
+    with pytest.raises(EngineError, match='cannot be read'):
+        read_program(loaded)
+
+
+def test_a_program_of_another_network_is_refused(compact, tmp_path):
+    folder = copied(compact, tmp_path)
+    edit_manifest(folder, lambda manifest: manifest['network']['input'].update(width=128))
+    with pytest.raises(EngineError, match='the program has .*do not belong together'):
+        open_torch(load_bundle(folder))
+    outputs = {**compact.outputs, 'pixel_features': 'elsewhere'}
+    with pytest.raises(EngineError, match="the output 'elsewhere' and the program has"):
+        open_torch(replace(compact, outputs=outputs))
+
+
+def rewritten(content, change):
+    """Return a program whose parts have gone through change(name, content)."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(target, 'w') as out:
+        for entry in source.infolist():
+            part = change(entry.filename.split('/', 1)[1], source.read(entry))
+            if part is not None:
+                out.writestr(entry.filename, part)
+    return target.getvalue()
+
+
+def in_part(name, change):
+    """Return a change of the JSON in one part."""
+    def apply(part, content):
+        if part != name:
+            return content
+        value = json.loads(content)
+        change(value)
+        return json.dumps(value).encode()
+    return apply
+
+
+GRAPH, WEIGHTS = 'models/model.json', 'data/weights/model_weights_config.json'
+
+
+@pytest.mark.parametrize('change, message', [
+    (in_part(WEIGHTS, lambda table: next(iter(table['config'].values())).update(use_pickle=True)),
+     'as a pickle'),
+    (in_part(WEIGHTS, lambda table: next(iter(table['config'].values())).update(
+        path_name='opaque_obj_0')), 'as a pickle'),
+    (in_part(GRAPH, lambda graph: graph['graph_module']['graph']['nodes'][0].update(
+        target='torch.os.system')), "calls 'torch.os.system'"),
+    (in_part(GRAPH, lambda graph: graph['graph_module']['graph']['nodes'][0].update(
+        target='_operator.attrgetter')), 'no operator of ATen'),
+    (in_part(GRAPH, lambda graph: graph['graph_module']['graph']['sym_int_values'].update(
+        evil={'as_expr': {'expr_str': 'exec(chr(105))', 'hint': None}})), 'has the shape'),
+    (in_part(GRAPH, lambda graph: graph['graph_module']['module_call_graph'][0]['signature']
+             .update(out_spec='[1, {"type": "os.path", "context": null}]')), 'something else'),
+    (lambda part, content: b'x' if part == 'data/sample_inputs/model.pt' else content,
+     'pickled sample inputs'),
+    (lambda part, content: None if part == GRAPH else content, 'has no models/model.json'),
+    (lambda part, content: b'{' if part == GRAPH else content, 'cannot be understood'),
+    (lambda part, content: b'[1]' if part == WEIGHTS else content, 'cannot be understood')])
+def test_programs_that_hold_more_than_numbers_and_operators_are_refused(bundle, change, message):
+    content = bundle.program.read_bytes()
+    check_program(rewritten(content, lambda part, content: content), 'network.pt2')
+    with pytest.raises(EngineError, match=message):
+        check_program(rewritten(content, change), 'network.pt2')
+
+
+def test_other_files_are_no_programs(bundle):
+    stream = io.BytesIO()
+    torch.save({'weight': torch.zeros(2)}, stream)
+    for content, message in ((b'', 'cannot be understood'), (b'\x80\x04K\x01.', 'understood'),
+                             (stream.getvalue(), 'no part of one'),
+                             (bundle.network.read_bytes(), 'cannot be understood')):
+        with pytest.raises(EngineError, match=message):
+            check_program(content, 'network.pt2')
+
+
+# On a GPU
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('graph', [True, False])
+@pytest.mark.parametrize('precision, tolerance', [('fp32', 1e-3), ('fp16', 0.05), ('bf16', 0.3)])
+def test_values_on_the_gpu(bundle, frames, precision, tolerance, graph):
+    if not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+    machine = StateMachine()
+    engine = TorchEngine(
+        bundle, TorchOptions(precision=precision, cuda_graph=graph), machine)
+    onnx = OnnxEngine(bundle)
+    for batch in (frames[:1], frames, frames[1:]):
+        found, wanted = engine.infer(batch), onnx.infer(batch)
+        assert difference(found.mask_logits, wanted.mask_logits) < tolerance
+        there = engine.infer(batch, masks_on_device=True).mask_logits
+        assert there.is_cuda
+        np.testing.assert_array_equal(there.float().cpu().numpy(), found.mask_logits)
+    assert machine.status.notes == ()
+
+
+@pytest.mark.gpu
+def test_masks_go_from_the_engine_to_the_readout_on_the_gpu(bundle, frames):
+    if not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+    found = Segmenter(bundle, 'torch', torch=TorchOptions(precision='fp32'), readout='gpu')
+    assert found.engine.wait(120).state == RUNNING
+    wanted = Segmenter(bundle, readout='cpu')
+    for frame in frames:
+        np.testing.assert_allclose(
+            found(frame).anomaly_score, wanted(frame).anomaly_score, atol=5e-3)
+    assert found.readout.description.startswith('gpu') and found.readout.note == ''
+    found.close()
