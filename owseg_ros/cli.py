@@ -148,6 +148,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.engine import TorchOptions
     from owseg_ros.offline import run, RunOptions
 
     with _progress(console) as progress:
@@ -164,7 +165,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             prototypes=options.prototypes, prototype_threshold=options.prototype_threshold,
             prototype_masks=options.prototype_masks,
             engine=options.engine,
-            providers=tuple(options.providers), threads=options.threads, readout={
+            providers=tuple(options.providers), threads=options.threads,
+            torch=TorchOptions(options.torch_device, options.torch_precision),
+            readout_on=options.readout, readout={
                 'score': options.score, 'threshold': options.threshold,
                 'objects': options.objects and options.objects == 'on',
                 'on_road': options.on_road, 'hysteresis': options.hysteresis,
@@ -384,7 +387,13 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument('--limit', type=int, default=0,
                      help='frames at most (0: all; 150 of a source that does not end)')
     run.add_argument('--masks', action='store_true', help='write the maps of each frame too')
-    run.add_argument('--engine', default='onnx')
+    run.add_argument('--engine', default='onnx', help='onnx, tensorrt or torch (docs/engines.md)')
+    run.add_argument('--torch-device', choices=('cuda', 'cpu'), default='cuda',
+                     help='where the engine torch runs')
+    run.add_argument('--torch-precision', choices=('auto', 'fp32', 'fp16', 'bf16'),
+                     default='auto', help='auto: fp16 on a GPU, else fp32')
+    run.add_argument('--readout', choices=('auto', 'cpu', 'gpu'), default='auto',
+                     help='where maps are made of masks (auto: where the masks are)')
     run.add_argument('--providers', nargs='+', default=['cpu'],
                      help='in order of preference: cpu, cuda, tensorrt')
     run.add_argument('--threads', type=int, default=0, help='threads of the CPU (0: all cores)')

@@ -25,6 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 from owseg_ros.bundle import Bundle, default_bundle_path
+from owseg_ros.engine import TorchOptions
 from owseg_ros.errors import OwsegError
 from owseg_ros.language import (
     LanguageError, load_vocabulary, PreparedQueries, QueryBook, QueryScorer, RegionNamer)
@@ -57,7 +58,8 @@ class RunOptions:
     prototypes: file of taught classes (novelty.PrototypeBook), None for none; with masks they are
     listed in maps/taught.json; prototype_threshold: least cosine of those that have none of their
     own, None for the model's; prototype_masks: compare the network's masks with them too;
-    engine, providers, threads: as for owseg_ros.engine.create_engine.
+    engine, providers, threads, torch: as for owseg_ros.engine.create_engine; readout_on: where
+    maps are made, see readout.choice.
     readout: keyword arguments of owseg_ros.segmenter.readout_settings; what the anomaly mask
     remembers goes from frame to frame.
     """
@@ -79,6 +81,8 @@ class RunOptions:
     engine: str = 'onnx'
     providers: tuple[str, ...] = ('cpu',)
     threads: int = 0
+    torch: TorchOptions | None = None
+    readout_on: str = 'auto'
     readout: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -95,7 +99,8 @@ def run(options: RunOptions,
     if options.every < 1:
         raise RunError(f'every must be 1 or more, not {options.every}')
     segmenter = Segmenter(options.model or default_bundle_path(), options.engine,
-                          options.providers, options.threads)
+                          options.providers, options.threads, torch=options.torch,
+                          readout=options.readout_on)
     segmenter.settings = readout_settings(segmenter.bundle, **options.readout)
     history = MaskHistory()
     queries, namer = open_language(segmenter.bundle, options)
@@ -168,6 +173,7 @@ def run(options: RunOptions,
         'frames': len(times),
         'seconds': time.perf_counter() - start,
         'engine': segmenter.engine.description,
+        'readout_on': segmenter.readout.description,
         'model': f'{segmenter.bundle.name} {segmenter.bundle.version}',
         'anomaly_score': segmenter.settings.score.name,
         'anomaly_threshold': segmenter.settings.anomaly_threshold,

@@ -73,7 +73,8 @@ from typing import Any, Callable, Iterator, Optional, Sequence, Union
 import numpy as np
 from owseg_ros import render
 from owseg_ros.bundle import Bundle, BundleError, ClassInfo, load_bundle, MANIFEST, UNKNOWN_ID
-from owseg_ros.engine import create_engine, Engine, NetworkOutput, TensorrtOptions
+from owseg_ros.engine import (
+    create_engine, Engine, NetworkOutput, TensorrtOptions, TorchOptions)
 from owseg_ros.frame import Frame
 from owseg_ros.language.naming import NamedRegion, RegionNamer, UNKNOWN
 from owseg_ros.language.regions import AnomalousRegions, find_regions, Region
@@ -85,8 +86,8 @@ from owseg_ros.novelty.metric_head import MetricHead, novelty_of
 from owseg_ros.novelty.readout import paint, TaughtReadout, TaughtRegion
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.readout import (
-    ALL_MAPS, AnomalyScore, check_maps, CpuReadout, make_score, Maps, MaskHistory, ObjectSettings,
-    QUERY_MAPS, ReadoutSettings, RoadSettings)
+    ALL_MAPS, AnomalyScore, check_maps, ChosenReadout, host_array, make_score, Maps, MaskHistory,
+    ObjectSettings, QUERY_MAPS, ReadoutSettings, RoadSettings)
 
 Image = Union[np.ndarray, Frame]
 Queries = Union[PreparedQueries, Callable[[], Optional[PreparedQueries]], None]
@@ -217,7 +218,8 @@ class Segmenter:
     A bundle, the engine that runs its network and the readout of its maps.
 
     bundle: a loaded Bundle or the folder of one. engine, providers, threads: see
-    engine.create_engine; threads also go for the readout. tensorrt: options of that engine.
+    engine.create_engine; threads also go for the readout. tensorrt, torch: options of these
+    engines. readout: auto, cpu or gpu, see readout.choice; the attribute tells which it is.
     settings: see ReadoutSettings; by default the bundle's calibrated threshold and area at
     camera size. Replace the attribute at any time, from any thread: the next frame uses it.
 
@@ -230,12 +232,13 @@ class Segmenter:
     def __init__(self, bundle: Union[Bundle, str, os.PathLike], engine: str = 'onnx',
                  providers: Sequence[str] = ('cpu',), threads: int = 0,
                  settings: Optional[ReadoutSettings] = None,
-                 tensorrt: Optional[TensorrtOptions] = None):
+                 tensorrt: Optional[TensorrtOptions] = None,
+                 torch: Optional[TorchOptions] = None, readout: str = 'auto'):
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.engine: Engine = create_engine(
-            self.bundle, engine, providers, threads, tensorrt)
+            self.bundle, engine, providers, threads, tensorrt, torch)
         self.settings = settings or readout_settings(self.bundle)
-        self._readout = CpuReadout(threads=threads)
+        self.readout = ChosenReadout(readout, threads)
         self._taught = None if self.bundle.novelty is None else TaughtReadout(self.bundle)
         self._palette = self.bundle.palette()
         self._palette.setflags(write=False)
@@ -378,7 +381,7 @@ class Segmenter:
                 size = (frame.height, frame.width)
             start = time.perf_counter()
             regions = AnomalousRegions(output.text_features[index]) if seen.embeds else None
-            result = self._readout(
+            result = self.readout(
                 masks, probabilities, self.network_size, size, settings, made,
                 None if outliers is None else outliers[index], frame.pixels,
                 histories and histories[index], None if stamps is None else stamps[index],
@@ -419,7 +422,7 @@ class Segmenter:
                  index: int, taught: PreparedPrototypes,
                  settings: ReadoutSettings) -> tuple[TaughtRegion, ...]:
         """Compare one frame of a batch with taught classes and paint its semantic map."""
-        masks = output.mask_logits[index]
+        masks = host_array(output.mask_logits[index])
         mask = result.anomaly_mask
         found = self._taught.find(
             components, masks, output.pixel_features[index], taught, mask.shape,

@@ -30,6 +30,8 @@ from owseg_ros.engine.status import BUILDING
 from owseg_ros.engine.status import EngineStatus
 from owseg_ros.engine.status import FALLBACK
 from owseg_ros.engine.status import RUNNING
+from owseg_ros.readout.choice import ChosenReadout
+from owseg_ros.readout.choice import GPU
 from rclpy.node import Node
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -228,20 +230,25 @@ def judge_camera(
         f'(p95 {numbers.age_ms[1]:.0f} ms), {numbers.drops} drops')
 
 
-def judge_engine(found: EngineStatus) -> tuple[bytes, str, dict[str, str]]:
+def judge_engine(found: EngineStatus,
+                 readout: ChosenReadout) -> tuple[bytes, str, dict[str, str]]:
     """
     Return level, what to add to the message, and the values of the engine of a loaded model.
 
-    An engine that another stands in for for good is a warning: frames are answered, but slower
-    than was asked for.
+    An engine that another stands in for for good is a warning, and so is a readout that was asked
+    for and is not to be had: frames are answered, but slower than was asked for.
     """
     values = {'engine_state': found.state, 'engine_reason': found.reason,
-              'engine_notes': '; '.join(found.notes)}
+              'engine_notes': '; '.join(found.notes), 'readout': readout.description,
+              'readout_note': readout.note}
     if found.state == BUILDING:
         values.update(engine_build_percent=f'{100 * found.share:.0f}',
                       engine_build_step=found.step)
     told = '' if found.state == RUNNING else f' ({found})'
-    return WARN if found.state == FALLBACK else OK, told, values
+    lacking = bool(readout.note) and readout.choice == GPU
+    if lacking:
+        told += f' (readout on the CPU: {readout.note})'
+    return WARN if found.state == FALLBACK or lacking else OK, told, values
 
 
 def status(name: str, level: bytes, message: str, values: Mapping[str, Any]) -> DiagnosticStatus:

@@ -22,11 +22,14 @@ from typing import Any, Callable, Mapping, Sequence
 
 from owseg_ros.engine.tensorrt import AUTO
 from owseg_ros.engine.tensorrt import PRECISIONS
+from owseg_ros.engine.torch import DEVICES as TORCH_DEVICES
+from owseg_ros.engine.torch import PRECISIONS as TORCH_PRECISIONS
 from owseg_ros.nodes.qos import RELIABILITIES
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.operating_point import HOW_TO_ASK
 from owseg_ros.operating_point import OperatingPointError
 from owseg_ros.operating_point import parse_operating_point
+from owseg_ros.readout.choice import READOUTS
 from owseg_ros.readout.mask_history import MAX_FRAMES
 from owseg_ros.readout.scores import SCORES
 from rcl_interfaces.msg import FloatingPointRange
@@ -190,8 +193,8 @@ PERCEPTION = (
          'Folder of the model bundle, or the name of an installed one; empty: the default.',
          UNCONFIGURED),
     Spec('engine', 'onnx',
-         'What runs the network: onnx, or tensorrt, which onnx stands in for while it is built.',
-         UNCONFIGURED),
+         'What runs the network: onnx, or tensorrt or torch, which onnx stands in for while they '
+         'are made ready.', UNCONFIGURED),
     Spec('tensorrt_precision', AUTO,
          'Precision of the engine tensorrt; auto: fp16, or that of the model.',
          UNCONFIGURED, choices=PRECISIONS),
@@ -200,6 +203,16 @@ PERCEPTION = (
     Spec('tensorrt_cache', '',
          'Folder of built engines; empty: owseg_ros/engines of the cache of the user.',
          UNCONFIGURED),
+    Spec('torch_device', TORCH_DEVICES[0],
+         'Where the engine torch runs.', UNCONFIGURED, choices=TORCH_DEVICES),
+    Spec('torch_precision', AUTO,
+         'Precision of the engine torch; auto: fp16 on a GPU, else fp32.',
+         UNCONFIGURED, choices=TORCH_PRECISIONS),
+    Spec('torch_compile', False,
+         'Let torch.compile make kernels for the engine torch before it serves.', UNCONFIGURED),
+    Spec('readout', READOUTS[0],
+         'Where maps are made of masks: on the cpu, on the gpu, or auto: where the masks are.',
+         UNCONFIGURED, choices=READOUTS),
     Spec('providers', ['cpu'],
          'Where the engine onnx runs, in order of preference: cpu, cuda, tensorrt.',
          UNCONFIGURED, check=_provider_names),

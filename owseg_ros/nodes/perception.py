@@ -40,6 +40,7 @@ from owseg_ros.bundle import default_bundle_path
 from owseg_ros.bundle import load_bundle
 from owseg_ros.bundle import MANIFEST
 from owseg_ros.engine import TensorrtOptions
+from owseg_ros.engine import TorchOptions
 from owseg_ros.errors import OwsegError
 from owseg_ros.frame import Frame
 from owseg_ros.frame import FrameError
@@ -346,7 +347,8 @@ class PerceptionNode(LifecycleNode):
             segmenter = Segmenter(
                 bundle, engine=self._table['engine'],
                 providers=tuple(self._table['providers']),
-                threads=self._table['threads'], tensorrt=self._tensorrt())
+                threads=self._table['threads'], tensorrt=self._tensorrt(), torch=self._torch(),
+                readout=self._table['readout'])
             segmenter.settings = self._settings(bundle)
             self._enter('warming')
             self._warm_up_ms = segmenter.warm_up()
@@ -455,6 +457,11 @@ class PerceptionNode(LifecycleNode):
             cache=self._table['tensorrt_cache'] or None,
             max_batch=self._table['max_batch'] or len(self._table['cameras']))
 
+    def _torch(self) -> TorchOptions:
+        return TorchOptions(
+            device=self._table['torch_device'], precision=self._table['torch_precision'],
+            compiled=self._table['torch_compile'], max_batch=len(self._table['cameras']))
+
     def _settings(self, bundle: Bundle, changed: Mapping[str, Any] = {}) -> ReadoutSettings:
         values = {
             name: changed.get(name, self._table[name]) for name in _READOUT_PARAMETERS}
@@ -560,7 +567,7 @@ class PerceptionNode(LifecycleNode):
             return status(f'{name}: engine', ERROR, self._failure, values)
         if segmenter is None:
             return status(f'{name}: engine', OK, phase, values)
-        level, message, details = judge_engine(segmenter.engine.status)
+        level, message, details = judge_engine(segmenter.engine.status, segmenter.readout)
         return status(
             f'{name}: engine', level,
             f'{phase}: {segmenter.bundle.name} on {segmenter.engine.description}{message}',

@@ -22,6 +22,7 @@ from owseg_ros.nodes.diagnostics import judge_camera
 from owseg_ros.nodes.diagnostics import judge_engine
 from owseg_ros.nodes.diagnostics import OK
 from owseg_ros.nodes.diagnostics import WARN
+from owseg_ros.readout import ChosenReadout
 import pytest
 
 
@@ -141,7 +142,7 @@ def test_idle_and_reset(statistics):
     (EngineStatus('fallback', 'no GPU'), WARN, ' (fallback: no GPU)',
      {'engine_state': 'fallback', 'engine_reason': 'no GPU'})])
 def test_what_an_engine_does_is_told(found, level, told, values):
-    got = judge_engine(found)
+    got = judge_engine(found, ChosenReadout('cpu'))
     assert got[:2] == (level, told)
     assert got[2].items() >= values.items()
     assert ('engine_build_step' in got[2]) == (found.state == 'building')
