@@ -182,6 +182,10 @@ class GpuReadout(Readout):
 
     def launch(self, task: Task, masks: Any, outputs: dict[str, Any]) -> None:
         """Queue the kernel on torch's current stream; masks: a tensor on the device."""
+        self.prepare(task, masks, outputs)()
+
+    def prepare(self, task: Task, masks: Any, outputs: dict[str, Any]) -> Callable[[], object]:
+        """Bring what the kernel needs to the device; return what queues the kernel alone."""
         height, width = task.output_size
         classes = task.probabilities if 'semantic' in outputs else task.probabilities[:, :0]
         own = []
@@ -202,7 +206,7 @@ class GpuReadout(Readout):
             kept, weights, stakes, np.asarray(task.query_thresholds, np.float32),
             *getattr(task.score, 'tables', (np.empty(0, np.float32),) * 2))
         grid = -(-width // TILE_COLUMNS), -(-height // rows)
-        self._kernel[grid](
+        return lambda: self._kernel[grid](
             masks, *masks.stride(), kept, weights, stakes, len(stakes), *geometry.tables, height,
             width, thresholds, gains, offsets, float(task.min_confidence), self.tolerance / 2,
             *map(outputs.get, ('semantic', 'ids', 'confidence', 'score', 'query_mask',

@@ -14,7 +14,7 @@
 """
 What is special about the readout on the GPU: its kernel, its tiles, and what it does without one.
 
-Its contract is tested in test_readout.py. Without a GPU the kernel runs in Triton's interpreter;
+Its contract is tested in test_contract.py. Without a GPU the kernel runs in Triton's interpreter;
 marked gpu are the tests that need a real one, or gain from it.
 """
 
