@@ -50,6 +50,20 @@ def _share(text: str) -> float:
     return value
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(',')))
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple(map(_size, _names(text)))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in _names(text)):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of numbers such as 1,2,4')
+    return tuple(map(int, _names(text)))
+
+
 def _cosine(text: str) -> float:
     try:
         value = float(text)
@@ -207,6 +221,31 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     return 1 if any(check.level == FAIL for check in checks) else 0
 
 
+def _bench(options: argparse.Namespace, console: Console) -> int:
+    from owseg_ros.bench import BenchOptions, run_bench
+
+    asked = BenchOptions(**{name: value for name, value in vars(options).items()
+                            if name in BenchOptions.__dataclass_fields__ and value is not None})
+    with _progress(console) as progress:
+        task = progress.add_task('measuring', total=1.0, text='')
+        report = run_bench(
+            asked, options.out, options.document, ' '.join(['owseg', *options.arguments]),
+            lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+            lambda name, share: progress.update(task, completed=share, text=escape(name)))
+    if report['targets']:
+        console.print(_table('targets', [
+            (escape(row['target']),
+             f'{escape(row["measured"])}  '
+             f'{"[green]met[/green]" if row["met"] else "[red]missed[/red]"}')
+            for row in report['targets']]))
+    for name, why in report['left_out'].items():
+        console.print(f'left out: {name}: {why}', highlight=False, markup=False, soft_wrap=True)
+    for path in (options.out, options.document):
+        if path is not None:
+            console.print(f'{path}', highlight=False, soft_wrap=True)
+    return 0
+
+
 def _query(options: argparse.Namespace, console: Console) -> int:
     from owseg_ros.query import QueryOptions, run_query
 
@@ -355,7 +394,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
     parser = argparse.ArgumentParser(
         prog='owseg', description='Open-world perception for ROS 2: demo, run, '
-        'query, teach, text-encoder, build-engine, doctor.')
+        'query, teach, bench, text-encoder, build-engine, doctor.')
     parser.add_argument('--version', action='version', version=__version__)
     parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
     commands = parser.add_subparsers(dest='command', required=True)
@@ -430,6 +469,42 @@ def build_parser() -> argparse.ArgumentParser:
     mask.add_argument('--hold-frames', type=int, default=0,
                       help='frames for which a lost region stays')
     run.set_defaults(act=_run)
+
+    bench = commands.add_parser(
+        'bench', help='measure network, readout and node, beside what one would take otherwise',
+        description='Measures network, readout, Segmenter and node on this machine, side by side '
+        "with Hugging Face's Mask2Former and the published order of operations where torch and "
+        'transformers are installed. Takes some minutes.')
+    bench.add_argument('--out', type=Path, default=Path('out'),
+                       help='folder of benchmarks.json, benchmarks.md and benchmarks.png')
+    bench.add_argument('--document', type=Path, metavar='MARKDOWN',
+                       help='put the tables between the marks of this file and the picture beside '
+                            'it, as in docs/benchmarks.md')
+    bench.add_argument('--only', dest='sections', type=_names, metavar='SECTION,...',
+                       help='readout, pipelines, segmenter, network, growth, nodes (default: all)')
+    bench.add_argument('--model', type=Path, help='folder of a bundle (default: the bundled one)')
+    bench.add_argument('--engine')
+    bench.add_argument('--providers', type=_names, help='in order of preference: cpu,cuda')
+    bench.add_argument('--threads', type=int, help='of everything that is measured (0: all cores)')
+    bench.add_argument('--source', help='of the frames, as for run (default: scene)')
+    bench.add_argument('--size', dest='sizes', type=_sizes, metavar='WxH,...',
+                       help='of frames; the first one also for batches and the node (default: '
+                            '640x480,1280x720,1920x1080)')
+    bench.add_argument('--batch', dest='batches', type=_counts, metavar='N,...',
+                       help='frames in a pass (default: 1,2,4,8)')
+    bench.add_argument('--repeats', type=int, help='of each call (default: 12)')
+    bench.add_argument('--seconds', type=float, help='of each run of the node (default: 20)')
+    bench.add_argument('--pipelines', type=_names, metavar='small,swin_t',
+                       help="networks for the comparison with Hugging Face's pipeline")
+    bench.add_argument('--no-peers', dest='peers', action='store_const', const='',
+                       help='measure nothing beside it')
+    bench.add_argument('--compile', dest='compiled', action='store_true',
+                       help='measure torch.compile too; needs a C++ compiler, and minutes')
+    bench.add_argument('--cache', type=Path,
+                       help='of exported networks (default: owseg_ros/bench of the cache of the '
+                            'user)')
+    bench.add_argument('--domain', type=int, help='ROS domain (default: a private one)')
+    bench.set_defaults(act=_bench)
 
     query = commands.add_parser(
         'query', help='ask the running node for things in words, and hear what it took',
@@ -519,6 +594,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `owseg`; an expected error is one line on stderr and exit code 2."""
     options: Any = build_parser().parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else arguments
     console = Console()
     try:
         return options.act(options, console)

@@ -24,13 +24,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-import importlib.metadata
 import json
 import os
 from pathlib import Path
-import platform
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -39,13 +36,15 @@ from typing import Any
 import zlib
 
 import numpy as np
-from owseg_ros import __version__, render
+from owseg_ros import render
 from owseg_ros.bundle import Bundle, default_bundle_path, load_bundle
 from owseg_ros.demo_queries import DemoQueries, why_no_queries
 from owseg_ros.errors import OwsegError
+from owseg_ros.machine import machine, versions
 from owseg_ros.pictures import (
     FrameComposer, legend_of, PANELS, panels, query_legend, QUERY_PANELS, QueryPicture,
     VideoWriter)
+from owseg_ros.processes import end_process, private_domain
 from owseg_ros.scene import StreetScene
 from owseg_ros.source import open_source
 
@@ -173,7 +172,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
     fps, seconds = _check_source(options)
     no_queries = why_no_queries(bundle, options.queries)
     queries = None if no_queries else DemoQueries(options.queries, seconds)
-    _private_domain(options.domain)
+    private_domain(options.domain)
     try:
         from owseg_ros.nodes import recorder as recording_node
         from owseg_ros.nodes import transport
@@ -198,7 +197,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
                 options, bundle, fps, queries, start, log_path, progress, recording_node)
         finally:
             for nodes in started:
-                _stop(nodes)
+                end_process(nodes)
     say(f'{recording.frames} frames recorded; comparing and drawing')
     truth = None
     if options.source.startswith('scene'):
@@ -222,13 +221,6 @@ def _check_source(options: DemoOptions) -> tuple[float, float]:
         return options.rate or STREET_RATE, options.seconds
     fps = options.rate or source.fps or 10.0
     return fps, min(options.seconds, source.frames / fps) if source.frames else options.seconds
-
-
-def _private_domain(domain: int | None) -> None:
-    # Domains above 101 collide with the ports that Linux hands out to programs.
-    os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100 if domain is None else domain)
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    os.environ.setdefault('ROS_LOCALHOST_ONLY', '1')
 
 
 def _command(options: DemoOptions, fps: float, bundle: Bundle) -> list[str]:
@@ -325,18 +317,6 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
 
 def _tail(path: Path, lines: int = 12) -> str:
     return '\n'.join(path.read_text(errors='replace').splitlines()[-lines:]) or '(nothing)'
-
-
-def _stop(process: subprocess.Popen) -> None:
-    """End the nodes: politely, then firmly."""
-    for number, seconds in ((signal.SIGINT, 10), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
-        if process.poll() is not None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _compare_with_street(options: DemoOptions, fps: float, recording: Recording,
@@ -470,28 +450,6 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    versions = {'owseg_ros': __version__, 'python': platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def machine() -> dict[str, Any]:
-    """Return the processor's name and the number of cores this process may use."""
-    name = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith('model name'):
-                name = line.partition(':')[2].strip()
-                break
-    return {'cpu': name, 'cores': len(os.sched_getaffinity(0))}
-
-
 def _report(options: DemoOptions, bundle: Bundle, fps: float, recording: Recording,
             recorder: Any, dds: str, truth: dict[str, Any] | None) -> dict[str, Any]:
     statistics = recorder.statistics
@@ -521,5 +479,5 @@ def _report(options: DemoOptions, bundle: Bundle, fps: float, recording: Recordi
         'dds': dds,
         'ground_truth': truth,
         'machine': machine(),
-        'versions': _versions(),
+        'versions': versions(PACKAGES),
     }

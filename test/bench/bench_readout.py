@@ -16,8 +16,7 @@ Compare the fast CPU readout with the reference, side by side in one run.
 
 Run: python test/bench/bench_readout.py [--threads N] [--output 480x640] [--bundle FOLDER IMAGES].
 With a bundle, its network's output on the images is read out. Without, three networks are
-imitated: "crisp" has saturated masks and a third of its queries alive, "soft" blurs them, and
-"dense" is the worst case in which every query is alive and no mask saturates.
+imitated, see owseg_ros.bench.imitation. `owseg bench` compares with the published order in torch.
 """
 
 from __future__ import annotations
@@ -29,36 +28,12 @@ import time
 
 import cv2
 import numpy as np
+from owseg_ros.bench.imitation import imitate, KINDS
 from owseg_ros.bundle import load_bundle
 from owseg_ros.engine import create_engine
 from owseg_ros.frame import Frame
 from owseg_ros.readout import cpu, reference
 from owseg_ros.readout.maps import ALL_MAPS, QUERY_MAPS, ReadoutSettings
-
-
-def imitate(kind: str, count: int, classes: int, size: tuple[int, int], seed: int = 0):
-    """Return mask logits [N, h, w] and class probabilities [N, K] of an imitated network."""
-    random = np.random.default_rng(seed)
-    if kind == 'dense':
-        masks = random.normal(0, 1.5, (count, *size)).astype(np.float32)
-        logits = random.normal(0, 1, (count, classes + 1))
-    else:
-        steep, floor = (14.0, 4.0) if kind == 'crisp' else (3.0, 2.0)
-        masks = np.empty((count, *size), np.float32)
-        y, x = np.mgrid[:size[0], :size[1]]
-        for mask in masks:
-            centre = random.uniform((0, 0), size)
-            radius = random.uniform(0.05, 0.4) * size[1]
-            wobble = cv2.GaussianBlur(
-                random.normal(0, 8, size).astype(np.float32), (0, 0), 3)
-            distance = radius - np.hypot(y - centre[0], x - centre[1])
-            mask[...] = steep * np.tanh((distance / 3 + wobble) / floor)
-        logits = random.normal(0, 1, (count, classes + 1))
-        live = random.random(count) < 0.3
-        logits[live, random.integers(0, classes, live.sum())] += 9
-        logits[~live, classes] += 9
-    probabilities = reference.class_probabilities(logits).astype(np.float32)
-    return masks, probabilities
 
 
 def network_outputs(arguments, network: tuple[int, int]):
@@ -69,7 +44,7 @@ def network_outputs(arguments, network: tuple[int, int]):
             output = engine.infer([Frame(cv2.imread(path), 'bgr')])
             yield Path(path).name, output.mask_logits[0], output.class_probabilities[0]
         return
-    for kind in ('crisp', 'soft', 'dense'):
+    for kind in KINDS:
         yield kind, *imitate(kind, arguments.queries, arguments.classes,
                              (network[0] // 4, network[1] // 4))
 
