@@ -28,7 +28,8 @@ from owseg_ros.bench import report as report_module
 from owseg_ros.bench.networks import measure_network, measure_pipeline, measure_segmenter
 from owseg_ros.bench.nodes import measure_node, NodeRun, why_no_nodes
 from owseg_ros.bench.peers import open_peers, PEERS, Peers
-from owseg_ros.bench.readouts import cases, growth_steps, measure_growth, measure_readout
+from owseg_ros.bench.readouts import (
+    cases, growth_steps, measure_growth, measure_readout, official_memory)
 from owseg_ros.bundle import default_bundle_path, load_bundle
 from owseg_ros.engine.onnx import physical_cores
 from owseg_ros.errors import OwsegError
@@ -204,8 +205,10 @@ def _measure(options: BenchOptions, segmenter: Segmenter, frames: list[np.ndarra
                  segmenter.engine.infer([Frame(frames[0])]), **outputs}
         found = {}
         for name, task in cases(named).items():
-            bar.begin(f'readout: {name}', 2 + (repeats + 1) * (4 if peers is None else 5))
+            bar.begin(f'readout: {name}', 1 + (repeats + 1) * (4 if peers is None else 5))
             found[name] = measure_readout(task, peers, threads, repeats, bar.step)
+        if peers is not None:
+            report['official_memory_mib'] = official_memory(task, peers, threads)
         return found
 
     def whole() -> list[dict[str, Any]]:

@@ -164,14 +164,20 @@ class Plan:
             self.output_weights.append(
                 np.ascontiguousarray(matrix[rows, max(0, band.out0 - 1):band.out1]))
 
-    def enlarge(self, scratch: Scratch, planes: np.ndarray, j: int, i: int) -> np.ndarray:
-        """Return planes [n, in, in] of block i of band j at network size, [n, out, out]."""
+    def enlarge(self, scratch: Scratch, planes: np.ndarray, j: int, i: int,
+                spare: int = 0) -> np.ndarray:
+        """
+        Return planes [n, in, in] of block i of band j at network size, [n + spare, out, out].
+
+        The spare planes at the end have anything in them.
+        """
         block, scale = self.blocks[i], self.scale[1]
         count, height, width = planes.shape
         if scale > 1:
             wide = scratch.get('wide', (count, height, width * scale))
-            cv2.resize(planes.reshape(-1, width), (width * scale, count * height),
-                       dst=wide.reshape(-1, width * scale), interpolation=cv2.INTER_LINEAR)
+            cv2.resize(np.ascontiguousarray(planes).reshape(-1, width),
+                       (width * scale, count * height), dst=wide.reshape(-1, width * scale),
+                       interpolation=cv2.INTER_LINEAR)
             left = block.out0 - block.in0 * scale
             planes = wide[:, :, left:left + block.out1 - block.out0]
         elif not scale:
@@ -180,22 +186,18 @@ class Plan:
             np.matmul(planes, weights, out=wide)
             planes = wide
         rows = self.row_weights[j]
-        full = scratch.get('full', (count, len(rows), planes.shape[2]))
-        return np.matmul(rows, planes, out=full)
+        full = scratch.get('full', (count + spare, len(rows), planes.shape[2]))
+        np.matmul(rows, planes, out=full[:count])
+        return full
 
 
-def product(weights: np.ndarray, planes: np.ndarray, out: np.ndarray) -> np.ndarray:
+def product(weights: np.ndarray, planes: np.ndarray, out: np.ndarray) -> None:
     """Write weights [c, n] times planes [n, rows, width] to out [c, rows, width]."""
-    rows, count = weights.shape
-    planes, flat = planes.reshape(count, -1), out.reshape(rows, -1)
-    size = planes.shape[1]
-    step = min(size, max(32, _SMALL_PRODUCT // (rows * count)))
-    whole = size // step * step
-    np.matmul(weights, planes[:, :whole].reshape(count, -1, step).transpose(1, 0, 2),
-              out=flat[:, :whole].reshape(rows, -1, step).transpose(1, 0, 2))
-    if whole < size:
-        np.matmul(weights, planes[:, whole:], out=flat[:, whole:])
-    return out
+    width = planes.shape[2]
+    step = max(32, width // -(-weights.size * width // _SMALL_PRODUCT))
+    for start in range(0, width, step):
+        part = np.s_[:, :, start:start + step]
+        np.matmul(weights, planes[part].transpose(1, 0, 2), out=out[part].transpose(1, 0, 2))
 
 
 class Levels:
@@ -222,6 +224,7 @@ class Levels:
         self._kept = np.sort(order[gone:])
         self._tolerance = np.float32(tolerance - (lost[gone - 1] if gone else 0))
         self._weights = np.ascontiguousarray(weights[:, self._kept])
+        self._offsets = self._weights.sum(axis=1)
         self._stakes, self._worst = stakes[:, self._kept], worst[self._kept]
         self._evaluated = [0] * len(plan.bands)
 
@@ -278,8 +281,9 @@ class Levels:
         tanh = scratch.get('tanh', masks.shape)
         np.multiply(masks, np.float32(0.5), out=tanh, casting='same_kind')
         np.tanh(tanh, out=tanh)
-        low = product(self._weights, tanh, scratch.get('low', (len(levels), *masks.shape[1:])))
-        np.add(low, self._weights.sum(axis=1)[:, None, None], out=low)
+        low = scratch.get('low', (len(levels), *masks.shape[1:]))
+        product(self._weights, tanh, low)
+        np.add(low, self._offsets[:, None, None], out=low)
         if plan.scale == (1, 1):
             levels[...] = low
             return
@@ -307,20 +311,24 @@ class Levels:
         """Write L of a block: some queries exactly, the others from low resolution."""
         plan, count, columns = self._plan, len(queries), len(self._weights)
         band, across = plan.bands[j], slice(plan.blocks[i].in0, plan.blocks[i].in1)
-        low = low[:, :, across]
-        # The first `count` planes are mask logits, the others L at low resolution without the
-        # part of these queries: all are enlarged at once.
-        planes = scratch.get('planes', (count + columns, *low.shape[1:]))
+        share, low = self._weights[:, queries], low[:, :, across]
         if not count:
-            planes[...] = low
-            levels[...] = plan.enlarge(scratch, planes, j, i)
+            levels[...] = plan.enlarge(scratch, low, j, i)
             return
-        share = self._weights[:, queries]
-        product(share, tanh[queries, :, across], planes[count:])
-        np.subtract(low, planes[count:], out=planes[count:])
+        # The first planes are mask logits, the others L at low resolution without the part of
+        # these queries. All are enlarged at once, and added up by one product.
+        rest = columns if count < len(self._kept) else 0
+        planes = scratch.get('planes', (count + rest, *low.shape[1:]))
         np.multiply(self._masks[self._kept[queries], band.in0:band.in1, across], np.float32(0.5),
                     out=planes[:count], casting='same_kind')
-        full = plan.enlarge(scratch, planes, j, i)
-        exact = np.tanh(full[:count], out=full[:count])
-        part = product(share, exact, scratch.get('part', levels.shape))
-        np.add(part, full[count:], out=levels)
+        if rest:
+            product(share, tanh[queries, :, across], planes[count:])
+            np.subtract(low, planes[count:], out=planes[count:])
+            full = plan.enlarge(scratch, planes, j, i)
+            weights = np.concatenate([share, np.eye(columns, dtype=np.float32)], axis=1)
+        else:
+            full = plan.enlarge(scratch, planes, j, i, spare=1)
+            full[count] = 1
+            weights = np.concatenate([share, self._offsets[:, None]], axis=1)
+        np.tanh(full[:count], out=full[:count])
+        product(weights, full, levels)

@@ -17,11 +17,33 @@ What `owseg bench` measures the runtime against; see owseg_ros.bench.peers.Peers
 The module is opened by its name: the runtime does not depend on it.
 """
 
-from owseg_training.bench.curves import draw_growth
-from owseg_training.bench.hugging_face import hugging_face
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
 from owseg_training.bench.official import official_order
 
+if TYPE_CHECKING:
+    from owseg_ros.bench.peers import PeerPipeline
+
 __all__ = ['draw_growth', 'hugging_face', 'official_order', 'packages']
+
+
+def hugging_face(kind: str, size: tuple[int, int], threads: int, cache: Path, compiled: bool,
+                 say: Callable[[str], None]) -> PeerPipeline:
+    """Return Hugging Face's pipeline; opened late, for what only needs torch."""
+    from owseg_training.bench.pipeline import open_pipeline
+
+    return open_pipeline(kind, size, threads, cache, compiled, say)
+
+
+def draw_growth(growth: dict[str, Any], path: Path) -> None:
+    """Draw the curves of a report's section `growth` as a picture."""
+    from owseg_training.bench.curves import draw
+
+    draw(growth, path)
 
 
 def packages() -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from owseg_training.figures import add_legend, LIGHT, new_figure, save
 _COLUMNS = 3
 
 
-def draw_growth(growth: dict[str, Any], path: Path) -> None:
+def draw(growth: dict[str, Any], path: Path) -> None:
     """Draw the curves of a report's section `growth`, one chart a curve, to a picture file."""
     rows = -(-len(growth) // _COLUMNS)
     figure, axes = new_figure((960, 280 * rows), 'Readout and network, ms (p50)', LIGHT, rows,
@@ -31,12 +31,13 @@ def draw_growth(growth: dict[str, Any], path: Path) -> None:
     for chart, curve in zip(axes.flat, growth.values()):
         for name, values in curve['series'].items():
             chart.plot(curve['x'], values, label=name, linewidth=1.8, marker='o', markersize=4)
-        chart.set(xlabel=curve['label'], ylim=(0, None))
+        chart.set_xlabel(curve['label'])
         if len(curve['series']) > 1:
             # Beside the published order the other curve would lie on the axis.
             chart.set_yscale('log')
-            chart.set_ylim(None, None)
             add_legend(chart, LIGHT)
+        else:
+            chart.set_ylim(bottom=0)
     for chart in axes.flat[len(growth):]:
         chart.set_visible(False)
     save(figure, path)

@@ -77,8 +77,8 @@ def _export(kind: str, model: Any, size: tuple[int, int], folder: Path) -> None:
             'provenance': {'stage': 'random weights'}, 'figures': {}}, {'network.onnx': path})
 
 
-def hugging_face(kind: str, size: tuple[int, int], threads: int, cache: Path, compiled: bool,
-                 say: Callable[[str], None]) -> PeerPipeline:
+def open_pipeline(kind: str, size: tuple[int, int], threads: int, cache: Path, compiled: bool,
+                  say: Callable[[str], None]) -> PeerPipeline:
     """
     Return the pipeline of Hugging Face and the bundle of the same weights; see Peers.
 

@@ -1,0 +1,267 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The benchmark: what it measures and reports, and what it says where something is missing."""
+
+from dataclasses import replace
+import json
+import os
+import time
+
+import cv2
+import numpy as np
+from owseg_ros.bench import BenchError, BenchOptions, run_bench
+from owseg_ros.bench import nodes, readouts
+from owseg_ros.bench.imitation import enlarge, imitate
+from owseg_ros.bench.memory import first_readout_memory
+from owseg_ros.bench.nodes import measure_node, NodeBenchError, NodeRun
+from owseg_ros.bench.peers import open_peers
+from owseg_ros.bench.report import BEGIN, END, markdown, put_into, ReportError, targets
+from owseg_ros.bench.run import read_frames
+from owseg_ros.bench.timing import interleave, peak_memory, ratio, Timing
+from owseg_ros.cli import main
+from owseg_ros.readout import ALL_MAPS, CpuReadout, ReadoutSettings
+import pytest
+from support.tiny_bundle import make_tiny_bundle, paint
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Make the sizes of the readout's cases small."""
+    monkeypatch.setattr(readouts, 'SIZE', (64, 128))
+    monkeypatch.setattr(readouts, '_BASE', (32, 64))
+    monkeypatch.setattr(readouts, '_RESOLUTIONS', ((32, 64), (64, 64)))
+    monkeypatch.setattr(readouts, '_COUNTS', (5, 10))
+    monkeypatch.setattr(readouts, '_CLASSES', (3, 19))
+    monkeypatch.setattr(readouts, '_IMITATED', (16, 32))
+
+
+@pytest.fixture
+def options(tmp_path):
+    model = make_tiny_bundle(tmp_path / 'model').path
+    images = tmp_path / 'images'
+    images.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(images / f'{index}.png'), paint(96, 64)[..., ::-1])
+    return BenchOptions(model=model, source=str(images), sizes=((96, 64), (64, 48)),
+                        batches=(1, 2), repeats=2, threads=1, peers='',
+                        sections=('readout', 'segmenter', 'network', 'growth'))
+
+
+def test_calls_are_timed_in_turns():
+    order = []
+
+    def call(name, seconds):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+        return run
+
+    steps = []
+    timings = interleave({'a': call('a', 0.001), 'b': call('b', 0.02)}, 3, lambda: steps.append(1))
+    assert order == ['a', 'b', 'a', 'b', 'b', 'a', 'a', 'b'] and len(steps) == 8
+    assert len(timings['a'].wall) == 3 and ratio(timings['b'], timings['a']) > 2
+    statistics = timings['b'].statistics()
+    assert 20 <= statistics['p50_ms'] <= statistics['p95_ms'] <= statistics['p99_ms']
+    assert statistics['cores'] < 0.5 and statistics['calls'] == 3
+
+
+def test_ratio_is_the_median_of_the_turns():
+    assert ratio(Timing([2.0, 30.0, 8.0]), Timing([1.0, 2.0, 2.0])) == 4.0
+
+
+def test_memory_at_the_peak_counts_what_is_freed_again():
+    def call():
+        large = np.ones(40 << 20, np.uint8)
+        return large[:10 << 20].copy()
+
+    found = peak_memory(call)
+    if found is None:
+        pytest.skip('this system does not tell the memory of a process')
+    assert 45 < found < 70
+
+
+@pytest.mark.parametrize('kind', ['crisp', 'dense'])
+def test_imitated_networks(kind):
+    masks, probabilities = imitate(kind, 12, 5, (16, 32))
+    assert masks.shape == (12, 16, 32) and masks.dtype == probabilities.dtype == np.float32
+    assert probabilities.shape == (12, 5) and (probabilities.sum(axis=1) < 1).all()
+    larger, more = enlarge(masks, probabilities, (24, 48), 9)
+    assert larger.shape == (12, 24, 48) and more.shape == (12, 9) and (more >= 0).all()
+    np.testing.assert_allclose(more.sum(axis=1), probabilities.sum(axis=1), rtol=1e-5)
+
+
+def test_report_without_anything_beside_it(options, small, tmp_path):
+    told = []
+    report = run_bench(options, tmp_path / 'out', say=lambda line: None,
+                       progress=lambda name, share: told.append((name, share)))
+    assert report['left_out'] == {'what is measured beside it': 'not asked for'}
+    assert [(row['width'], row['height']) for row in report['segmenter']] == [(96, 64), (64, 48)]
+    assert [row['batch'] for row in report['network']] == [1, 2]
+    for row in (*report['segmenter'], *report['network']):
+        assert 0 < row['p50_ms'] <= row['p99_ms'] and row['frames_per_s'] > 0
+    assert len(report['readout']) == 3
+    for case in report['readout'].values():
+        assert set(case['times']) == {'stride 1', 'stride 2', 'stride 4', 'all maps'}
+        assert 0 <= case['evaluated_share'] <= 1 and 'stride 1' not in case
+    assert list(report['growth']) == ['resolution', 'queries', 'classes', 'text_queries',
+                                      'cameras']
+    assert report['growth']['classes']['x'] == [3, 19]
+    assert 0 <= min(share for _, share in told) and max(share for _, share in told) == 1
+    assert report['machine']['cores'] >= 1 and 'numpy' in report['versions']
+    written = json.loads((tmp_path / 'out' / 'benchmarks.json').read_text())
+    assert written['readout'] == report['readout'] and written['model']['name'] == 'tiny'
+    text = (tmp_path / 'out' / 'benchmarks.md').read_text()
+    assert '### Growth' in text and 'Left out: what is measured beside it (not asked for).' in text
+    assert not (tmp_path / 'out' / 'benchmarks.png').exists()
+
+
+def test_the_published_order_beside_it_and_the_picture(options, small, tmp_path):
+    pytest.importorskip('torch', reason='the extra `training` is not installed')
+    peers = 'owseg_training.bench'
+    document = tmp_path / 'docs' / 'benchmarks.md'
+    document.parent.mkdir()
+    document.write_text(f'before\n{BEGIN}\nold\n{END}\nafter\n')
+    report = run_bench(replace(options, peers=peers, sections=('readout', 'growth')),
+                       document=document, say=lambda line: None)
+    assert report['left_out'] == {} and 'torch' in report['versions']
+    for case in report['readout'].values():
+        assert case['stride 1']['max_score_error'] < 1e-3 and case['stride 1']['ratio'] > 0
+    noise = report['readout']['worst case: noise, every query alive']
+    assert noise['stride 1']['label_disagreement'] < 0.01
+    assert noise['stride 4']['max_score_error'] > 10 * noise['stride 1']['max_score_error']
+    assert set(report['growth']['classes']['series']) == {'owseg_ros', 'official order'}
+    assert [row['target'][:7] for row in report['targets']][0] == 'readout'
+    text = document.read_text()
+    assert text.startswith('before\n') and text.endswith('after\n') and 'old' not in text
+    assert '### Targets' in text and '](benchmarks.png)' in text
+    picture = cv2.imread(str(document.parent / 'benchmarks.png'))
+    assert picture.shape[1] > 600 and picture.std() > 10
+    run_bench(replace(options, sections=('network',)), document=document, say=lambda line: None)
+    assert document.read_text().count(BEGIN) == 1 and '### Network' in document.read_text()
+
+
+def test_published_order_is_the_reference():
+    pytest.importorskip('torch', reason='the extra `training` is not installed')
+    from owseg_ros.readout import reference
+    from owseg_training.bench import official_order
+    masks, probabilities = imitate('dense', 9, 4, (12, 20))
+    ids, confidence, score = official_order((48, 80), 1)(masks, probabilities)
+    scores = reference.class_scores(masks, probabilities, (48, 80))
+    np.testing.assert_allclose(score, reference.rba(scores), atol=1e-5)
+    np.testing.assert_allclose(confidence, scores.max(axis=0), atol=1e-5)
+    assert (ids == reference.semantic(scores)).mean() > 0.999
+
+
+def test_hugging_face_runs_the_same_network(options, tmp_path, monkeypatch):
+    pytest.importorskip('torch', reason='the extra `training` is not installed')
+    pytest.importorskip('transformers', reason='transformers is not installed')
+    from owseg_ros.bench import run
+    from owseg_training.bench import pipeline as module
+    title, swin, more = module._KINDS['small']
+    monkeypatch.setitem(module._KINDS, 'small', (
+        title, {**swin, 'embed_dim': 16, 'num_heads': [1, 1, 2, 2]},
+        {**more, 'feature_size': 32, 'hidden_dim': 32, 'mask_feature_size': 32,
+         'encoder_layers': 1}))
+    monkeypatch.setattr(run, 'PIPELINE_SIZE', (64, 32))
+    asked = replace(options, sections=('pipelines',), pipelines=('small',), repeats=1,
+                    peers='owseg_training.bench', cache=tmp_path / 'cache')
+    said = []
+    first, = run_bench(asked, say=said.append)['pipelines']
+    assert max(first['difference'].values()) < 1e-4
+    assert first['ratios']['Hugging Face, eager']['owseg_ros, all maps'] > 0
+    assert any('exporting' in line for line in said)
+    said.clear()
+    run_bench(asked, say=said.append)
+    assert not any('exporting' in line for line in said)
+
+
+def test_memory_of_a_first_readout():
+    task = imitate('crisp', 10, 5, (64, 128))
+    found = first_readout_memory(task, (256, 512), ALL_MAPS, ReadoutSettings(0.5), 1)
+    if found is None:
+        pytest.skip('this system does not tell the memory of a process')
+    readout = CpuReadout()
+    maps = readout(*task, (256, 512), (256, 512), ReadoutSettings(0.5))
+    held = sum(getattr(maps, name).nbytes for name in ALL_MAPS) + sum(
+        scratch.nbytes for scratch in readout._scratch)
+    assert 0.5 * held / 2 ** 20 < found < 2.5 * held / 2 ** 20 + 4
+
+
+@pytest.mark.timeout(120)
+def test_node_end_to_end(options, monkeypatch):
+    pytest.importorskip('rclpy', reason='neither ROS nor the extra `ros` is installed')
+    run = NodeRun(options.model, 'onnx', ('cpu',), 1, 20.0, 2.0,
+                  int(os.environ.get('OWSEG_TEST_DOMAIN', 70)))
+    found = measure_node(run, [paint(96, 64)])
+    assert found['frames'] > 5 and 0 < found['age_p50_ms'] <= found['age_p99_ms']
+    assert found['results_hz'] == pytest.approx(found['frames'] / 2, rel=0.3)
+    assert found['cores'] > 0 and found['memory_mib'] > 20 and found['node']['network_ms'] > 0
+    monkeypatch.setattr(nodes, 'START_SECONDS', 4.0)
+    with pytest.raises(NodeBenchError, match='they say'):
+        measure_node(replace(run, engine='none'), [paint(96, 64)])
+
+
+def test_frames_are_spread_over_the_source(options):
+    frames = read_frames(options.source, (96, 64), 5)
+    assert len(frames) == 5 and frames[0].shape == (64, 96, 3)
+    street = read_frames('scene', (96, 64), 3)
+    assert street[0].shape == (64, 96, 3) and (street[0] != street[2]).mean() > 0.3
+
+
+def test_targets_say_what_is_missed():
+    case = {'stride 1': {'ratio': 4.0, 'max_score_error': 2e-3, 'label_disagreement': 1e-4},
+            'memory_mib': 30.0}
+    better = {'stride 1': {'ratio': 9.0, 'max_score_error': 1e-5, 'label_disagreement': 0.0},
+              'memory_mib': None}
+    pipeline = {'network': 'net', 'width': 640, 'height': 480, 'ratios': {
+        'eager': {'owseg_ros, all maps': 1.7, 'owseg_ros, ids only': 1.2}}}
+    found = targets({'readout': {'a': case, 'b': better}, 'pipelines': [pipeline]})
+    assert [row['met'] for row in found] == [False, False, True, True, True]
+    assert found[0]['measured'] == '4.0x (a), 9.0x (b)' and found[4]['measured'] == '1.70x'
+    assert targets({}) == []
+
+
+def test_documents_without_marks_are_refused(tmp_path):
+    with pytest.raises(ReportError, match='cannot be read'):
+        put_into(tmp_path / 'none.md', 'text')
+    (tmp_path / 'plain.md').write_text(f'{END}\n{BEGIN}\n')
+    with pytest.raises(ReportError, match='does not have the lines'):
+        put_into(tmp_path / 'plain.md', 'text')
+
+
+def test_peers_that_are_not_there():
+    assert open_peers('') == (None, 'not asked for')
+    assert open_peers('no_such_module') == (None, 'there is no module no_such_module')
+
+
+@pytest.mark.parametrize('wrong, message', [
+    ({'sections': ('speed',)}, 'no sections speed'), ({'pipelines': ('huge',)}, 'no pipelines'),
+    ({'repeats': 0}, '1 or more'), ({'batches': ()}, '1 or more'), ({'sizes': ()}, '16 pixels')])
+def test_options_that_cannot_be_measured(wrong, message):
+    with pytest.raises(BenchError, match=message):
+        BenchOptions(**wrong)
+
+
+def test_command_line(options, tmp_path, capsys):
+    arguments = ['bench', '--model', str(options.model), '--source', options.source, '--size',
+                 '96x64', '--batch', '1,3', '--repeats', '1', '--only', 'network,segmenter',
+                 '--no-peers', '--out', str(tmp_path / 'out')]
+    assert main(arguments) == 0
+    assert 'left out: what is measured beside it' in capsys.readouterr().out
+    report = json.loads((tmp_path / 'out' / 'benchmarks.json').read_text())
+    assert report['command'] == ' '.join(['owseg', *arguments])
+    assert [row['batch'] for row in report['network']] == [1, 3]
+    assert markdown(report).count('| 96x64 |') == 1
+    assert main(['bench', '--only', 'speed', '--out', str(tmp_path)]) == 2
+    assert 'there are no sections speed' in capsys.readouterr().err
