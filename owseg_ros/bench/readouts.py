@@ -60,7 +60,10 @@ def cases(outputs: dict[str, NetworkOutput]) -> dict[str, tuple[np.ndarray, np.n
     low = tuple(side // 4 for side in SIZE)
     found = {}
     for name, output in outputs.items():
-        found[name] = enlarge(output.mask_logits[0], output.class_probabilities[0], low, CLASSES)
+        masks = output.mask_logits[0]
+        if not isinstance(masks, np.ndarray):
+            masks = masks.cpu().numpy()
+        found[name] = enlarge(masks, output.class_probabilities[0], low, CLASSES)
     found['imitated, crisp masks'] = _imitated('crisp', QUERIES, CLASSES, SIZE)
     found['worst case: noise, every query alive'] = _imitated('dense', QUERIES, CLASSES, SIZE)
     return found
