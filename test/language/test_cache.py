@@ -43,6 +43,22 @@ def test_each_text_is_encoded_once():
         inner.space, inner.dim, inner.key, inner.templates)
 
 
+def test_a_wording_in_all_its_prompts_is_one_entry(tmp_path):
+    inner = CountingEncoder()
+    groups = [('a dog', 'the dog'), ('a cat', 'the cat', 'some cat'), ('a dog',)]
+    expected = np.array([rows(inner, group).mean(0) for group in groups])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    # As many entries as groups: with one for each prompt the first would be gone.
+    for asked in (1, 0):
+        encoder = CachingTextEncoder(inner, tmp_path, capacity=3)
+        for _ in range(2):
+            np.testing.assert_allclose(encoder.encode_means(groups), expected, atol=1e-6)
+        assert encoder.passes == asked
+    assert len(inner.asked) == 1 and CountingEncoder().encode_means([]).shape == (0, 8)
+    # The group of one is the text.
+    assert encoder.encode(['a dog']).shape == (1, 8) and len(inner.asked) == 1
+
+
 def test_passes_are_counted_and_timed():
     encoder = CachingTextEncoder(CountingEncoder())
     assert (encoder.passes, encoder.pass_ms) == (0, 0.0)

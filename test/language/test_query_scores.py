@@ -132,6 +132,15 @@ def test_ensemble_with_a_frozen_tower(temperature, encoder):
                                prepare(encoder).probabilities(trained), atol=1e-6)
 
 
+def test_a_region_without_a_frozen_embedding_is_told_by_the_trained_one(encoder):
+    prepared = prepare(encoder, language=replace(LANGUAGE, ensemble=ENSEMBLE))
+    trained, frozen = unit(1, 4), unit(2, 4)
+    frozen[1] = 0
+    found = prepared.probabilities(trained, frozen)
+    np.testing.assert_allclose(found[1], prepared.probabilities(trained)[1], atol=1e-6)
+    assert np.abs(found - prepared.probabilities(trained))[[0, 2, 3]].max() > 1e-2
+
+
 def test_weights_follow_objectness(encoder):
     embeddings, objectness = unit(5, 3), np.array([0.0, 0.5, 1.0])
     for exponent, factor in ((1.0, [0, 0.5, 1]), (2.0, [0, 0.25, 1]), (0.0, [1, 1, 1])):
