@@ -420,6 +420,21 @@ def test_novelty_is_read(teachable):
     assert novelty.operating_point.startswith('between')
 
 
+def test_a_program_is_read_and_checked(folder):
+    assert load_bundle(folder).program is None
+    (folder / 'network.pt2').write_bytes(b'program')
+    edit_manifest(folder, lambda manifest: manifest['files'].update(
+        {'network.pt2': sha256_of(folder / 'network.pt2')}))
+    edit_manifest(folder, set_key(['network', 'program'], 'network.pt2'))
+    assert load_bundle(folder).program == folder / 'network.pt2'
+    (folder / 'network.pt2').write_bytes(b'another')
+    refused(folder, r'network\.pt2 .*sha256')
+    edit_manifest(folder, set_key(['network', 'program'], 'other.pt2'))
+    refused(folder, r'files: .*other\.pt2.* not listed')
+    edit_manifest(folder, set_key(['network', 'program'], 'network.onnx'))
+    refused(folder, r'network\.program: .*not a \.pt2 file')
+
+
 @pytest.mark.parametrize('change, patterns', [
     (drop_key('network', 'outputs', 'pixel_features'),
      [r'novelty: goes with network\.outputs\.pixel_features', 'remove the section']),

@@ -460,7 +460,8 @@ class PerceptionNode(LifecycleNode):
     def _torch(self) -> TorchOptions:
         return TorchOptions(
             device=self._table['torch_device'], precision=self._table['torch_precision'],
-            compiled=self._table['torch_compile'], max_batch=len(self._table['cameras']))
+            compiled=self._table['torch_compile'],
+            max_batch=self._table['max_batch'] or len(self._table['cameras']))
 
     def _settings(self, bundle: Bundle, changed: Mapping[str, Any] = {}) -> ReadoutSettings:
         values = {

@@ -35,11 +35,12 @@ from owseg_ros.engine import TensorrtOptions
 from owseg_ros.engine.cache import (
     CacheFileError, default_cache_folder, Device, EngineCache, EngineKey)
 from owseg_ros.engine.precision import batch_of, precision_of
-from owseg_ros.engine.status import StateMachine
+from owseg_ros.engine.status import RUNNING, StateMachine
 from owseg_ros.engine.tensorrt import (
     build_engine, calibration_images, engine_key, find_or_build, from_cache, network_sha256,
     prepare_graph, require_tensorrt, require_torch_cuda, TensorrtEngine, write_graph)
 from owseg_ros.frame import Frame
+from owseg_ros.segmenter import Segmenter
 import pytest
 from support.tensorrt_stubs import given_stubs, problems, VARIABLE
 from support.tiny_bundle import make_tiny_bundle, paint
@@ -325,5 +326,25 @@ def test_values_on_the_gpu(bundle, tmp_path, precision, tolerance):
     np.testing.assert_allclose(found.mask_logits, wanted.mask_logits, atol=tolerance)
     np.testing.assert_allclose(
         found.class_probabilities, wanted.class_probabilities, atol=tolerance)
+    there = engine.infer(frames, masks_on_device=True).mask_logits
+    assert there.is_cuda
+    np.testing.assert_array_equal(there.float().cpu().numpy(), found.mask_logits)
     machine = StateMachine()
     assert build_engine(bundle, options, machine).cached and machine.status.notes == ()
+
+
+@pytest.mark.gpu
+def test_masks_go_from_the_engine_to_the_readout_on_the_gpu(bundle, tmp_path):
+    try:
+        require_tensorrt()
+    except EngineError as error:
+        pytest.skip(str(error))
+    segmenter = Segmenter(
+        bundle, 'tensorrt', tensorrt=TensorrtOptions('fp32', cache=tmp_path), readout='gpu')
+    assert segmenter.engine.wait(300).state == RUNNING
+    image = paint(96, 64)
+    np.testing.assert_allclose(
+        segmenter(image).anomaly_score, Segmenter(bundle, readout='cpu')(image).anomaly_score,
+        atol=5e-3)
+    assert segmenter.readout.description.startswith('gpu') and segmenter.readout.note == ''
+    segmenter.close()

@@ -17,6 +17,9 @@ import shutil
 import cv2
 import numpy as np
 import onnx
+from owseg_ros.engine import TorchEngine, TorchOptions
+from owseg_ros.engine.status import StateMachine
+from owseg_ros.frame import Frame
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.segmenter import Segmenter
 from owseg_training.cli import main
@@ -108,7 +111,8 @@ def test_released_checkpoint_goes_through_to_masks(converted, tmp_path, monkeypa
     (tmp_path / 'nothing').mkdir()
     monkeypatch.setenv('OWSEG_DATA', str(tmp_path / 'nothing'))
     out = tmp_path / 'bundle'
-    assert main(['export', str(converted), '--out', str(out), '--check-frames', '2']) == 0
+    assert main(['export', str(converted), '--out', str(out), '--check-frames', '2',
+                 '--torch']) == 0
     printed = capsys.readouterr().out
     assert 'every operator is in the list' in printed and 'GridSample' in printed
 
@@ -127,6 +131,11 @@ def test_released_checkpoint_goes_through_to_masks(converted, tmp_path, monkeypa
     for result in single:
         assert result.semantic.shape == result.anomaly_mask.shape == (90, 120)
         assert np.isfinite(result.anomaly_score).all() and result.anomaly_score.std() > 0
+    assert max(bundle.figures['program_parity'].values()) <= 1e-4
+    program = TorchEngine(bundle, TorchOptions('cpu'), StateMachine())
+    for found, wanted in zip(*(engine.infer([Frame(frame) for frame in frames]).mask_logits
+                               for engine in (program, segmenter.engine))):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     # Any batch size, and each frame by itself whatever is beside it.
     for one, many in zip(single, segmenter.segment(frames)):
         assert np.abs(one.anomaly_score - many.anomaly_score).max() < 1e-3
