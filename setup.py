@@ -142,7 +142,7 @@ setup(
             'onnx>=1.16',
             'onnxruntime-gpu>=1.17',
             'tensorrt>=10',
-            'torch>=2.9',
+            'torch>=2.4',
             # The readout on the GPU; it comes with torch's builds for CUDA.
             'triton>=3.3; platform_system == "Linux"',
         ],
