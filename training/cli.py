@@ -242,8 +242,9 @@ def _few_shot(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     plan = Plan(options.out, **{
-        name: value for name in ('settings', 'shots', 'draws', 'channels', 'data', 'pretrained',
-                                 'every', 'max_width', 'iterations')
+        name: value for name in (
+            'settings', 'shots', 'draws', 'tuned_draws', 'channels', 'data', 'pretrained', 'every',
+            'max_width', 'iterations')
         if (value := getattr(options, name)) is not None})
     print(markdown(run(plan)))
 
@@ -477,6 +478,8 @@ def _add_few_shot(stages: argparse._SubParsersAction) -> None:
     stage.add_argument('--settings', type=_names, help='default: one,three (novel classes)')
     stage.add_argument('--shots', type=_numbers, help='pictures a class (default: 1,5)')
     stage.add_argument('--draws', type=int, help='random choices of shots (default: 5)')
+    stage.add_argument('--tuned-draws', type=int, metavar='N',
+                       help='only the first N of them for FT and PLM, which take longest')
     stage.add_argument('--channels', type=_numbers, metavar='K',
                        help='numbers of meta channels, 4 among them (default: 2,4,6)')
     stage.add_argument('--pretrained', help="safetensors with the backbone's weights")

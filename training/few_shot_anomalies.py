@@ -90,6 +90,11 @@ class Scores:
         found['max-logit of the per-pixel head'] = -logits.max(0)
         found['RAML Q of the per-pixel head, URS'] = region_anomaly(
             logits, urs, likeness, offset=self.offset)
+        supervised = self.reader.supervised_frame(image).scores
+        found['max-logit after outlier supervision'] = -supervised.max(0)
+        found['RbA after outlier supervision'] = rba(supervised)
+        found['RAML Q after outlier supervision, URS'] = region_anomaly(
+            supervised, urs, likeness)
         return found
 
 

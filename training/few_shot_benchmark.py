@@ -90,7 +90,8 @@ class Plan:
     What to train and to evaluate.
 
     out: folder of runs, results and tables; settings: names in `novel`; shots: numbers of
-    pictures a class; draws: random choices of them; channels: numbers K of meta channels.
+    pictures a class; draws: random choices of them, tuned_draws: of which FT and PLM see only so
+    many, None for all; channels: numbers K of meta channels.
     data, pretrained: folder of the data sets and the backbone's weights; every: takes each n-th
     frame of CamVid's validation split; max_width: to which RoadAnomaly's larger pictures are
     reduced for the evaluation.
@@ -105,6 +106,7 @@ class Plan:
     settings: tuple[str, ...] = tuple(SETTINGS)
     shots: tuple[int, ...] = (1, 5)
     draws: int = 5
+    tuned_draws: int | None = None
     channels: tuple[int, ...] = (2, 4, 6)
     data: str | None = None
     pretrained: str | None = None
@@ -570,7 +572,8 @@ class CamVidBenchmark:
         lengths = plan.iterations or (first, plan.further, *others)
         return {'settings': {name: list(plan.novel[name]) for name in plan.settings},
                 'known': self.names[:self.known], 'shots': list(plan.shots),
-                'draws': plan.draws, 'channels': list(plan.channels),
+                'draws': plan.draws, 'tuned_draws': plan.tuned_draws,
+                'channels': list(plan.channels),
                 'frames': len(self.items), 'every': plan.every, 'max_width': plan.max_width,
                 'size': list(closed.data.size), 'pretrained': bool(plan.pretrained),
                 'iterations': dict(zip(
@@ -596,12 +599,13 @@ def run(plan: Plan) -> dict[str, Any]:
     benchmark = CamVidBenchmark(plan)
     cases = [(setting, count, selection) for selection in plan.selections
              for setting in plan.settings for count in plan.shots]
+    tuned = plan.selections if plan.tuned_draws is None else plan.selections[:plan.tuned_draws + 1]
     train(KNOWN)
     rows = []
     for case in cases:
         rows += [{**_case(case), **row} for row in benchmark.prototypes(*case)]
         print(f'prototypes {" ".join(map(str, case))}: measured', flush=True)
-    for case in cases:
+    for case in (case for case in cases if case[2] in tuned):
         for method in (FT, PLM):
             rows += [{**_case(case), **row} for row in benchmark.tuned(method, *case)]
             print(f'{method} {" ".join(map(str, case))}: measured', flush=True)

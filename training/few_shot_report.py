@@ -273,6 +273,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     """Write the report as Markdown; figures in percent, mean ± standard deviation of draws."""
     about, rows = report['description'], Rows(report['rows'])
     steps, frames = about['iterations'], about['frames']
+    fewer = ('' if about['tuned_draws'] is None else
+             f', {about["tuned_draws"]} of them for FT and PLM')
     lines = ['# Few-shot benchmark', '']
     for name, novel in about['settings'].items():
         lines.append(f'- `{name}`: novel {", ".join(novel)}; old {", ".join(about["known"])}')
@@ -284,7 +286,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f'from it for {steps["further"]} steps.  Metric heads '
         f'{steps["metric"]}, meta channels {steps["mca"]}, FT and PLM '
         f'{steps["tuning"]}, outlier supervision {steps["outliers"]} steps.  '
-        f'One seed; {about["draws"]} random draws of shots.  Figures are percent.', '']
+        f'One seed; {about["draws"]} random draws of shots{fewer}.  Figures are percent.', '']
     rules = list(dict.fromkeys(row['rule'] for row in report['rows']
                                if row['rule'] not in (None, MAJORITY)))
     for setting, novel in about['settings'].items():

@@ -333,6 +333,7 @@ def made_up():
                 ('FT', 0.1, None, 0.05), ('mca_4', 0.4 + shift * shots, 'calibrated'))]
     baselines = [{**row('', 0.0, old=0.6), 'network': KNOWN}]
     about = {'settings': {'two': ['c']}, 'known': ['a'], 'frames': 1, 'batch': 2, 'draws': 2,
+             'tuned_draws': 1,
              'size': [96, 64], 'pretrained': False,
              'iterations': dict.fromkeys(
                  ('network', 'further', 'metric', 'mca', 'tuning', 'outliers'), 1)}
@@ -366,11 +367,11 @@ def test_command_reads_its_options(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(few_shot_benchmark, 'run',
                         lambda plan: plans.append(plan) or made_up())
     assert cli.main(['few-shot', '--out', str(tmp_path), '--settings', 'three', '--shots', '2',
-                     '--draws', '0', '--channels', '4,8', '--every', '3', '--iterations',
-                     '7,6,5,4,3,2']) == 0
+                     '--draws', '0', '--tuned-draws', '1', '--channels', '4,8', '--every', '3',
+                     '--iterations', '7,6,5,4,3,2']) == 0
     plan, = plans
     assert (plan.settings, plan.shots, plan.draws, plan.channels) == (('three',), (2,), 0, (4, 8))
-    assert plan.iterations == (7, 6, 5, 4, 3, 2) and plan.every == 3
+    assert plan.iterations == (7, 6, 5, 4, 3, 2) and plan.every == 3 and plan.tuned_draws == 1
     assert plan.meta_runs(KNOWN)[:2] == ('mca_4', 'mca_8')
     assert 'Few-shot benchmark' in capsys.readouterr().out
     assert cli.main(['few-shot', '--out', str(tmp_path), '--settings', 'bus']) == 2
