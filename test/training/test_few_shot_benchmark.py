@@ -349,7 +349,7 @@ def test_claims_count_cases_whichever_way_they_fall():
     forgets = found['FT forgets: mIoU of old classes against the network before']
     assert (forgets['holds'], forgets['of']) == (6, 6)
     assert forgets['difference']['mean'] == pytest.approx(-0.55)
-    more = found['More shots are better, MCA (K = 4), calibrated thresholds']
+    more = found['More shots are better, RAML, MCA (K = 4)']
     assert (more['holds'], more['of']) == (1, 3)
     assert not any('PLM' in claim for claim in found)
 
