@@ -132,8 +132,10 @@ class TorchNetwork:
                 # TF32 would round the products of float32.
                 stack.enter_context(torch.backends.cudnn.flags(
                     enabled=True, benchmark=True, allow_tf32=False))
+            # What autocast would keep between uses must not end up in a captured graph.
             stack.enter_context(torch.autocast(
-                self._device.type, self._dtype if half else None, enabled=half))
+                self._device.type, self._dtype if half else None, enabled=half,
+                cache_enabled=False))
             yield
 
     def passes(self, shape: tuple[int, int, int], graphs: bool,
@@ -143,6 +145,8 @@ class TorchNetwork:
             image = torch.zeros((size, *shape), device=self._device)
             return Pass(image, lambda: self(image))
 
+        # The weights were moved and cast on another stream than that of the passes.
+        torch.cuda.synchronize()
         return CudaPasses(prepare, graphs, note)
 
 

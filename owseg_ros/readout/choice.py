@@ -71,7 +71,8 @@ class ChosenReadout:
         """Return the maps of a frame; see readout.Readout."""
         gpu = self._gpu
         if gpu is None and self.masks_on_device and on_gpu(mask_logits):
-            self._prepare(mask_logits, probabilities, *rest[:3])
+            self._prepare(mask_logits, probabilities, *rest[:3],
+                          outlier=rest[4] if len(rest) > 4 else named.get('outlier'))
         elif gpu is not None and (self.choice == GPU or on_gpu(mask_logits)):
             try:
                 return gpu(mask_logits, probabilities, *rest, **named)
@@ -84,26 +85,28 @@ class ChosenReadout:
         if self._preparation is not None:
             self._preparation.join(timeout)
 
-    def _prepare(self, mask_logits: Any, probabilities: np.ndarray, *task: Any) -> None:
+    def _prepare(self, mask_logits: Any, probabilities: np.ndarray, *task: Any,
+                 outlier: Optional[np.ndarray]) -> None:
         if self._preparation is not None:
             return
 
         def make() -> None:
             try:
                 gpu = GpuReadout()
-                gpu(masks, probabilities, *task, ALL_MAPS)
-                gpu(masks, probabilities, *task, ALL_MAPS | QUERY_MAPS,
+                gpu(mask_logits, probabilities, *task, ALL_MAPS, outlier)
+                gpu(mask_logits, probabilities, *task, ALL_MAPS | QUERY_MAPS, outlier,
                     query_weights=probabilities[:, :1], query_thresholds=np.ones(1, np.float32))
                 self._gpu = gpu
             except GpuReadoutError as error:
                 self._give_up(error)
+            except Exception as error:
+                _LOG.exception('the kernels of the readout could not be made')
+                self._give_up(error)
 
-        # Whoever called may let go of the masks, or change the probabilities.
-        masks, probabilities = mask_logits.clone(), probabilities.copy()
         self._preparation = threading.Thread(target=make, name='make kernels', daemon=True)
         self._preparation.start()
 
-    def _give_up(self, error: GpuReadoutError) -> None:
+    def _give_up(self, error: Exception) -> None:
         self._gpu = None
         self.note = str(error)
         _LOG.warning('the readout runs on the CPU: %s', error)

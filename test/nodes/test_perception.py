@@ -488,7 +488,26 @@ raise ImportError('libnvinfer.so.10 is not there')
         assert masks.first().width == WIDTH
 
 
+def test_what_is_missing_for_the_gpu_is_told_and_the_cpu_answers(ros, perception, monkeypatch):
+    """The model has no program for the engine torch, and the readout has no triton."""
+    monkeypatch.setitem(sys.modules, 'triton', None)
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    node = perception(engine='torch', torch_device='cpu', readout='gpu', autostart=True).active()
+    failed = node.status('engine', lambda s: 'fallback' in s.message)
+    assert failed.level == DiagnosticStatus.WARN
+    values = values_of(failed)
+    assert values['engine_state'] == 'fallback' and values['engine'].startswith('onnx')
+    assert 'owseg-train export --torch' in values['engine_reason']
+    assert values['readout'] == 'cpu' and 'pip install torch' in values['readout_note']
+    assert 'readout on the CPU' in failed.message
+    masks = ros.collect(Image, 'semantic/mask')
+    with stream(ImagePublisher(ros.client)):
+        assert masks.first().width == WIDTH
+
+
 @pytest.mark.parametrize('name, value, reason', [
+    ('readout', 'tpu', 'auto, cpu, gpu'),
+    ('torch_precision', 'int8', 'auto, fp32, fp16, bf16'),
     ('min_confidence', 1.5, 'min_confidence'),
     ('min_confidence', float('nan'), 'out of range'),
     ('anomaly_threshold', 'high', 'calibrated'),

@@ -20,14 +20,15 @@ marked gpu are the tests that need a real one, or gain from it.
 
 import subprocess
 import sys
+import threading
 from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 from owseg_ros.readout import (
-    ChosenReadout, CpuReadout, gpu, GpuReadout, GpuReadoutError, host_array, MaskHistory,
-    ObjectSettings, reference, RoadSettings)
+    choice, ChosenReadout, CpuReadout, gpu, GpuReadout, GpuReadoutError, host_array, make_score,
+    MaskHistory, ObjectSettings, reference, RoadSettings)
 from owseg_ros.readout.cpu import SCORE_TOLERANCES, TOLERANCE
 from owseg_ros.readout.maps import ALL_MAPS, QUERY_MAPS, ReadoutSettings
 import pytest
@@ -200,6 +201,47 @@ def test_auto_takes_the_cpu_for_what_is_on_the_cpu():
     assert not ChosenReadout('cpu').masks_on_device
     with pytest.raises(ValueError, match='choose from auto, cpu, gpu'):
         ChosenReadout('tpu')
+
+
+@pytest.mark.parametrize('score', ['rba', 'uno'])
+def test_auto_answers_from_the_cpu_while_kernels_are_made(score):
+    """Here in the interpreter, with tensors that are only said to be on a GPU."""
+    torch = pytest.importorskip('torch')
+    masks, probabilities = network(1, 6, 4, 8, 8, 6.0)
+    rest = (probabilities[:, :3], (32, 32), (30, 20), ReadoutSettings(
+        0.5, score=make_score(score, outlier_class=True)), ALL_MAPS, probabilities[:, 3])
+    readout = ChosenReadout('auto', 1)
+    made, go_on = GpuReadout.launch, threading.Event()
+
+    def launch(*arguments):
+        assert go_on.wait(60)
+        made(*arguments)
+
+    with patch.object(choice, 'on_gpu', lambda array: True):
+        with patch.object(GpuReadout, 'launch', launch):
+            first = readout(torch.from_numpy(masks), *rest)
+            assert readout.description == 'cpu'
+            go_on.set()
+            readout.wait(60)
+        assert readout.description.startswith('gpu') and readout.note == ''
+        second = readout(torch.from_numpy(masks), *rest)
+    np.testing.assert_array_equal(
+        first.anomaly_score, CpuReadout()(masks, *rest).anomaly_score)
+    np.testing.assert_allclose(
+        second.anomaly_score, first.anomaly_score, atol=2 * SCORE_TOLERANCES * TOLERANCE)
+
+
+def test_kernels_that_cannot_be_made_leave_the_cpu_at_work(caplog):
+    torch = pytest.importorskip('torch')
+    masks, *rest = (*network(1, 6, 3, 8, 8, 6.0), (32, 32), (32, 32), SETTINGS)
+    for error in (RuntimeError('no compiler'), MemoryError('no room')):
+        readout = ChosenReadout('auto', 1)
+        with patch.object(choice, 'on_gpu', lambda array: True), \
+                patch.object(GpuReadout, '__init__', side_effect=error):
+            readout(torch.from_numpy(masks), *rest)
+            readout.wait(60)
+        assert readout.description == 'cpu' and readout.note == str(error)
+        assert not readout.masks_on_device and str(error) in caplog.text
 
 
 COMPILE = """
