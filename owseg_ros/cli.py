@@ -121,11 +121,13 @@ def _milliseconds(values: dict[str, float]) -> str:
 def _demo(options: argparse.Namespace, console: Console) -> int:
     from owseg_ros.demo import DemoOptions, QUERIES, run_demo
     from owseg_ros.demo_queries import describe
+    from owseg_ros.demo_teaching import describe as describe_teaching
 
     demo = DemoOptions(
         source=options.video or 'scene', out=options.out, model=options.model,
         seconds=options.seconds, size=options.size, rate=options.rate, domain=options.domain,
-        queries=QUERIES if options.query is None else tuple(filter(None, options.query)))
+        queries=QUERIES if options.query is None else tuple(filter(None, options.query)),
+        teach=not options.no_teach)
     with _progress(console) as progress:
         task = progress.add_task('recording', total=1.0, text='starting the nodes')
         report = run_demo(
@@ -146,6 +148,8 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
              for entry in report['queries']]
     if report['no_queries']:
         rows.append(('queries', escape(f'none: {report["no_queries"]}')))
+    rows.append(('taught', escape(describe_teaching(report['taught']) if report['taught'] else
+                                  f'nothing: {report["no_teaching"]}')))
     truth = report['ground_truth']
     if truth and truth['frames']:
         rows.append(('against the truth of the street',
@@ -409,6 +413,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument('--size', type=_size, default=(640, 480), help='size of the street')
     demo.add_argument('--rate', type=float, default=0.0,
                       help='frames a second of the camera (0: that of the source)')
+    demo.add_argument('--no-teach', action='store_true',
+                      help='do not teach anything by example')
     demo.add_argument('--domain', type=int, help='ROS domain (default: a private one)')
     demo.add_argument('--query', action='append', metavar='TEXT',
                       help='what to type on the topic query; given more than once, one after the '

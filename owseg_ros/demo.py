@@ -16,7 +16,8 @@ The demo: real nodes over real DDS on a camera, watched by a process that only k
 
 `run_demo` starts camera and perception as a process of their own in a private ROS domain, types
 queries in words, records what they publish, and leaves a video, a contact sheet and a report.  On
-the procedural street the report also compares the results with the ground truth.
+the procedural street it also teaches one of the things on the road by example, and the report
+compares the results with the ground truth.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import numpy as np
 from owseg_ros import render
 from owseg_ros.bundle import Bundle, default_bundle_path, load_bundle
 from owseg_ros.demo_queries import DemoQueries, why_no_queries
+from owseg_ros.demo_teaching import DemoTeaching, why_no_teaching
 from owseg_ros.errors import OwsegError
 from owseg_ros.machine import machine, versions
 from owseg_ros.pictures import (
@@ -69,7 +71,8 @@ class DemoOptions:
     bundle, None for the default; seconds: how long to record at most; size: (width, height) of
     the procedural street; rate: frames a second of the camera, 0 for that of the source (the
     street: what two cores can render and segment); domain: ROS domain, None for a private one;
-    queries: messages that are typed on the topic `query`, spread over the recording.
+    queries: messages that are typed on the topic `query`, spread over the recording. teach:
+    whether one thing on the street is taught by a message on the topic `teach`.
     """
 
     source: str = 'scene'
@@ -80,6 +83,7 @@ class DemoOptions:
     rate: float = 0.0
     domain: int | None = None
     queries: tuple[str, ...] = QUERIES
+    teach: bool = True
 
 
 STREET_RATE = 10.0
@@ -96,6 +100,8 @@ class Sample:
     mask: np.ndarray
     queries: tuple[str, ...] = ()
     query_picture: QueryPicture | None = None
+    taught: float = 0.0
+    names: tuple = ()
     index: int | None = None
     hazard_kind: str = ''
     hazard_pixels: int = 0
@@ -126,9 +132,9 @@ class _Film(threading.Thread):
         self._queue: queue.Queue = queue.Queue(maxsize=6)
 
     def offer(self, arrays: dict[str, np.ndarray], title: str,
-              queries: QueryPicture | None) -> None:
+              queries: QueryPicture | None, names: list) -> None:
         try:
-            self._queue.put_nowait((arrays, title, queries))
+            self._queue.put_nowait((arrays, title, queries, names))
         except queue.Full:
             self.skipped += 1
 
@@ -149,10 +155,10 @@ class _Film(threading.Thread):
             self.error = error
 
     def _write(self, arrays: dict[str, np.ndarray], title: str,
-               queries: QueryPicture | None) -> None:
+               queries: QueryPicture | None, names: list) -> None:
         picture = self.composer.compose(
             arrays['image'], arrays['semantic/mask'], arrays['anomaly/score'],
-            arrays['anomaly/mask'], title, queries=queries)
+            arrays['anomaly/mask'], title, queries=queries, names=names)
         if self.writer is None:
             self.writer = VideoWriter(self.path, self.fps, self.composer.size)
         self.writer.write(picture)
@@ -172,6 +178,9 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
     fps, seconds = _check_source(options)
     no_queries = why_no_queries(bundle, options.queries)
     queries = None if no_queries else DemoQueries(options.queries, seconds)
+    scene = _street(options, fps) if options.source.startswith('scene') else None
+    no_teaching = why_no_teaching(bundle, scene is not None, options.teach)
+    teaching = None if no_teaching else DemoTeaching(scene, bundle, seconds)
     private_domain(options.domain)
     try:
         from owseg_ros.nodes import recorder as recording_node
@@ -194,17 +203,20 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
             return started[0]
         try:
             recording, recorder = _record(
-                options, bundle, fps, queries, start, log_path, progress, recording_node)
+                options, bundle, fps, queries, teaching, start, log_path, progress,
+                recording_node)
         finally:
             for nodes in started:
                 end_process(nodes)
     say(f'{recording.frames} frames recorded; comparing and drawing')
     truth = None
-    if options.source.startswith('scene'):
-        truth = _compare_with_street(options, fps, recording, bundle)
-    _write_sheet(options.out / 'contact_sheet.png', recording, bundle, queries)
+    if scene is not None:
+        truth = _compare_with_street(scene, fps, recording, bundle)
+    _write_sheet(options.out / 'contact_sheet.png', recording, bundle, queries, teaching)
     report = {**_report(options, bundle, fps, recording, recorder, str(dds), truth),
-              'queries': queries.report() if queries else [], 'no_queries': no_queries}
+              'queries': queries.report() if queries else [], 'no_queries': no_queries,
+              'taught': teaching.report(recorder.labels) if teaching else None,
+              'no_teaching': no_teaching}
     (options.out / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
     return report
 
@@ -237,9 +249,15 @@ def _command(options: DemoOptions, fps: float, bundle: Bundle) -> list[str]:
     return command
 
 
+def _street(options: DemoOptions, fps: float) -> StreetScene:
+    seed = int(options.source.partition(':')[2] or 0)
+    return StreetScene(*options.size, seed=seed, fps=fps)
+
+
 def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueries | None,
-            start_nodes: Callable[[], subprocess.Popen], log_path: Path,
-            progress: Callable[[float, str], None], recording_node: Any) -> tuple[Recording, Any]:
+            teaching: DemoTeaching | None, start_nodes: Callable[[], subprocess.Popen],
+            log_path: Path, progress: Callable[[float, str], None],
+            recording_node: Any) -> tuple[Recording, Any]:
     maps = recording_node.MAPS
     recording = Recording(ages={topic: [] for topic in maps})
     # A faster camera is thinned out by the network; the video should not play faster than life.
@@ -247,13 +265,16 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
     every = max(1, round(fps * options.seconds / SAMPLES))
     recent: deque[float] = deque(maxlen=20)
 
+    best: list[Sample] = []
+    newest: list[Any] = []
+
     def received(frame: Any) -> None:
+        newest[:] = [frame]
         if film.composer is None:
             height, width = frame.arrays['image'].shape[:2]
             film.composer = FrameComposer(
                 480, max(2, round(480 * height / width)), bundle.palette(),
-                [(info.name, info.color) for info in bundle.classes],
-                list(queries.colors.items()) if queries else ())
+                _legend(bundle, teaching), list(queries.colors.items()) if queries else ())
             recording.first = frame.seconds
         recording.last = frame.seconds
         recording.frames += 1
@@ -266,14 +287,24 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
             found = frame.queries, frame.arrays['query/mask']
             queries.seen(*found, recorder.seconds())
             picture = queries.picture(*found, frame.arrays['query/score'])
+        taught, names = 0.0, []
+        if teaching:
+            semantic = frame.arrays['semantic/mask']
+            taught = teaching.seen(semantic, recorder.seconds())
+            names = teaching.names(semantic)
         film.offer(frame.arrays, f'owseg_ros   {bundle.name}   {rate:4.1f} Hz   '
-                                 f'age {frame.age_ms["anomaly/mask"]:3.0f} ms', picture)
-        if recording.frames % every == 1 or every == 1:
-            recording.samples.append(Sample(
+                                 f'age {frame.age_ms["anomaly/mask"]:3.0f} ms', picture, names)
+        better = taught > (best[0].taught if best else 0.0)
+        if recording.frames % every == 1 or every == 1 or better:
+            sample = Sample(
                 frame.seconds, frame.arrays['image'].copy(),
                 *(frame.arrays[topic] for topic in (
                     'semantic/mask', 'anomaly/score', 'anomaly/mask')),
-                frame.queries or (), picture))
+                frame.queries or (), picture, taught, tuple(names))
+            if recording.frames % every == 1 or every == 1:
+                recording.samples.append(sample)
+            if better:
+                best[:] = [sample]
 
     def type_query() -> None:
         # As a person would: once there is something to see.
@@ -282,6 +313,15 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
             if message is not None and recorder.ask(message):
                 queries.typed(recorder.seconds())
 
+    def point() -> None:
+        # Here and not where frames are received: the street is rendered to see where to point.
+        if teaching and newest:
+            frame = newest.pop()
+            message = teaching.due(frame.arrays['image'], frame.arrays['anomaly/mask'],
+                                   frame.stamp, frame.seconds - recording.first)
+            if message is not None and recorder.teach(message):
+                teaching.sent(recorder.seconds())
+
     film.start()
     start, quiet = time.monotonic(), time.monotonic()
     seen = 0
@@ -289,12 +329,15 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
         with recording_node.session(
                 received, words=queries is not None,
                 on_answer=lambda answer: queries.answered(answer, recorder.seconds()),
+                on_taught=teaching and (
+                    lambda answer: teaching.answered(answer, recorder.seconds())),
         ) as (recorder, spin_once):
             # Whoever listens is there first: a short clip is over soon.
             nodes = start_nodes()
             while recording.last - recording.first < options.seconds:
                 spin_once(0.1)
                 type_query()
+                point()
                 if recording.frames != seen:
                     seen, quiet = recording.frames, time.monotonic()
                     share = (recording.last - recording.first) / options.seconds
@@ -311,6 +354,9 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
     finally:
         film.finish()
     recording.skipped_pictures = film.skipped
+    if best and not any(sample is best[0] for sample in recording.samples):
+        recording.samples.append(best[0])
+        recording.samples.sort(key=lambda sample: sample.seconds)
     progress(1.0, f'{recording.frames} frames')
     return recording, recorder
 
@@ -319,11 +365,9 @@ def _tail(path: Path, lines: int = 12) -> str:
     return '\n'.join(path.read_text(errors='replace').splitlines()[-lines:]) or '(nothing)'
 
 
-def _compare_with_street(options: DemoOptions, fps: float, recording: Recording,
+def _compare_with_street(scene: StreetScene, fps: float, recording: Recording,
                          bundle: Bundle) -> dict[str, Any]:
     """Find the index of each sample by its content and compare with the rendered truth."""
-    seed = int(options.source.partition(':')[2] or 0)
-    scene = StreetScene(*options.size, seed=seed, fps=fps)
     names = list(bundle.class_names)
     hits, union = np.zeros(len(names)), np.zeros(len(names))
     kinds: dict[str, dict[str, float]] = {}
@@ -386,15 +430,19 @@ def _chosen(samples: list[Sample]) -> list[Sample]:
     """
     Choose the rows of the sheet.
 
-    Each kind of hazard at its largest, each set of queries where it finds most, else evenly
-    spread.
+    Each kind of hazard at its largest, the one that was taught where it is named best, each set of
+    queries where it finds most, else evenly spread.
     """
     best: dict[str, Sample] = {}
     for sample in samples:
         if sample.hazard_kind and sample.hazard_pixels > getattr(
                 best.get(sample.hazard_kind), 'hazard_pixels', 0):
             best[sample.hazard_kind] = sample
-    rows = list(best.values())[:SHEET_ROWS]
+    # What was taught goes before the rest, and in the place of the hazard that it is.
+    named = max(samples, key=lambda sample: sample.taught)
+    if named.taught:
+        best[named.hazard_kind] = named
+    rows = sorted(best.values(), key=lambda sample: -sample.taught)[:SHEET_ROWS]
     for names in dict.fromkeys(sample.queries for sample in samples if sample.queries):
         if len(rows) < SHEET_ROWS and all(row.queries != names for row in rows):
             rows.append(max((sample for sample in samples if sample.queries == names),
@@ -409,7 +457,7 @@ def _chosen(samples: list[Sample]) -> list[Sample]:
 
 
 def _write_sheet(path: Path, recording: Recording, bundle: Bundle,
-                 queries: DemoQueries | None) -> None:
+                 queries: DemoQueries | None, teaching: DemoTeaching | None) -> None:
     import cv2
     palette = bundle.palette()
     headers = [*PANELS, QUERY_PANELS[0]] if queries else PANELS
@@ -418,13 +466,16 @@ def _write_sheet(path: Path, recording: Recording, bundle: Bundle,
         text = f'{sample.seconds - recording.first:.1f} s'
         if sample.hazard_kind:
             text += f', {sample.hazard_kind} on the road'
+        if sample.taught:
+            text += f', called "{teaching.name}" since one message taught it'
         if sample.queries:
             text += f'; asked for: {", ".join(sample.queries)}'
         pictures = [*panels(sample.image, sample.semantic, sample.score, sample.mask, palette)]
+        render.draw_names(pictures[-1], sample.names)
         if queries:
             pictures.append(sample.query_picture.panels(sample.image)[0])
         rows.append((text, pictures))
-    classes = [(info.name, info.color) for info in bundle.classes]
+    classes = _legend(bundle, teaching)
     width = len(headers) * CELL_WIDTH
     footer = legend_of(classes, palette, width)
     if queries:
@@ -434,6 +485,14 @@ def _write_sheet(path: Path, recording: Recording, bundle: Bundle,
         cell_width=CELL_WIDTH, footer=footer)
     if not cv2.imwrite(str(path), sheet[..., ::-1]):
         raise DemoError(f'{path} could not be written; is the disk full?')
+
+
+def _legend(bundle: Bundle, teaching: DemoTeaching | None) -> list[tuple[str, Any]]:
+    """Return name and colour of what the semantic map may hold, without unknown objects."""
+    known = [(info.name, info.color) for info in bundle.classes]
+    if teaching and teaching.name:
+        known.append((f'{teaching.name} (taught)', teaching.color))
+    return known
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from owseg_ros.bundle import BundleError, default_bundle_path, load_bundle
 from owseg_ros.cli import main
 from owseg_ros.demo import DemoError, DemoOptions, QUERIES, run_demo
 from owseg_ros.demo_queries import why_no_queries
+from owseg_ros.demo_teaching import DemoTeaching, describe, why_no_teaching
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.scene import HAZARD_KINDS, StreetScene
 from owseg_ros.segmenter import Segmenter
@@ -54,7 +55,9 @@ def test_demo_in_its_short_form(tmp_path, bundled, capsys):
     assert 0 < age['p50'] <= age['p95'] <= age['p99'] < 5000
     assert report['network_ms'] > 0 and report['readout_ms'] > 0
     assert report['model']['sha256'] == bundled.network_sha256
-    assert report['labels'] == bundled.num_classes + 2
+    assert report['labels'] == bundled.num_classes + 2 + len(
+        (report['taught'] or {}).get('accepted', []))
+    assert (report['taught'] is None) == (bundled.novelty is None) == bool(report['no_teaching'])
     assert report['no_queries'] == why_no_queries(bundled, QUERIES)
     if report['no_queries']:
         assert 'none: ' in table and report['queries'] == []
@@ -98,6 +101,7 @@ def test_demo_of_a_clip_ends_with_the_clip(tmp_path):
     assert 3 <= report['frames']['out'] <= 12
     assert report['ground_truth'] is None
     assert (report['queries'], report['no_queries']) == ([], 'the model tiny does not know words')
+    assert report['taught'] is None and 'tiny has no metric head' in report['no_teaching']
     assert cv2.imread(str(tmp_path / 'out' / 'contact_sheet.png')).shape[1] == 4 * 372 + 12
 
 
@@ -127,6 +131,45 @@ def test_demo_types_queries_and_shows_what_they_find(tmp_path, monkeypatch):
     assert orange[:, 1500:].mean() > 0.1 > 0.01 > orange[:, :1400].mean()
     video = cv2.VideoCapture(str(out / 'demo.mp4'))
     assert video.get(cv2.CAP_PROP_FRAME_WIDTH) > 3 * 480
+
+
+@pytest.mark.timeout(120)
+def test_demo_teaches_what_lies_on_the_road(tmp_path, capsys):
+    out = tmp_path / 'out'
+    # To this network all of the street is unknown, so that it has one region and then one name.
+    bundle = make_tiny_bundle(tmp_path / 'model', novelty=True)
+    assert main(['demo', '--seconds', '6', '--out', str(out), '--rate', '5', '--size', '160x120',
+                 '--model', str(bundle.path)]) == 0
+    assert 'animal, by one message: named after' in ' '.join(
+        capsys.readouterr().out.replace('│', ' ').split())
+    report = json.loads((out / 'report.json').read_text())
+    taught = report['taught']
+    assert report['no_teaching'] == '' and taught['accepted'] == ['animal']
+    assert taught['in_labels'] == 'animal' and taught['rejected'] == []
+    assert 0 < taught['answer_ms'] and 0 < taught['first_mask_ms']
+    assert 1 <= taught['named'] <= taught['frames'] and taught['best_share'] > 0.2
+    # Where it points there is the animal, in the frame that it names.
+    stamp, street = taught['message']['stamp'], StreetScene(160, 120, fps=5)
+    event, = [event for event in street.hazard_times() if event.kind == 'animal']
+    x, y = taught['message']['pixel']
+    assert taught['shot']['stamp'] == stamp and any(
+        street.render(index).anomaly[y, x]
+        for index in range(event.first_index, event.last_index + 1))
+    sheet = cv2.imread(str(out / 'contact_sheet.png'))[..., ::-1]
+    color = np.array(bundle.palette()[bundle.num_classes], int)
+    assert (np.abs(sheet.astype(int) - color).sum(axis=2) < 12).mean() > 0.01
+
+
+def test_demo_that_teaches_nothing_says_why(tmp_path):
+    plain, teachable = (make_tiny_bundle(tmp_path / name, novelty=name == 'teachable')
+                        for name in ('plain', 'teachable'))
+    assert 'no metric head' in why_no_teaching(plain, True, True)
+    assert 'procedural street' in why_no_teaching(teachable, False, True)
+    assert why_no_teaching(teachable, True, False) == 'not asked for'
+    assert why_no_teaching(teachable, True, True) == ''
+    # A street that is over before anything is near.
+    short = DemoTeaching(StreetScene(160, 120, fps=5), teachable, 2.0)
+    assert short.name == '' and 'too short' in describe(short.report({}))
 
 
 @pytest.mark.timeout(120)

@@ -71,11 +71,13 @@ class Recorder(Node):
     on_frame: called in the executor with each RecordedFrame; it must return quickly.
     words: whether the model knows words; then frames have the maps of queries too.
     on_answer: called with each message of query/status, where words are recorded.
+    on_taught: called with each message of teach/status; None where nothing is to be taught.
     options: passed to rclpy.node.Node.
     """
 
     def __init__(self, on_frame: Callable[[RecordedFrame], None], words: bool = False,
                  on_answer: Callable[[dict[str, Any]], None] = lambda answer: None,
+                 on_taught: Callable[[dict[str, Any]], None] | None = None,
                  **options: Any) -> None:
         super().__init__(options.pop('node_name', 'recorder'), **options)
         self.labels: dict[str, Any] = {}
@@ -92,6 +94,11 @@ class Recorder(Node):
                 qos_profile_sensor_data)
         self.create_subscription(String, 'labels', self._labels, qos.latched())
         self.create_subscription(DiagnosticArray, '/diagnostics', self._diagnostics, 10)
+        if on_taught is not None:
+            self._teach = self.create_publisher(String, 'teach', qos.texts())
+            self.create_subscription(
+                String, 'teach/status', lambda message: on_taught(json.loads(message.data)),
+                qos.latched(qos.STATUS_DEPTH))
         self._words = words
         if words:
             self._query = self.create_publisher(String, 'query', qos.newest_text())
@@ -111,6 +118,13 @@ class Recorder(Node):
         if not self._query.get_subscription_count():
             return False
         self._query.publish(String(data=message))
+        return True
+
+    def teach(self, message: dict[str, Any]) -> bool:
+        """Publish a message on `teach`; False where nobody listens yet."""
+        if not self._teach.get_subscription_count():
+            return False
+        self._teach.publish(String(data=json.dumps(message)))
         return True
 
     def _image(self, topic: str, message: Image) -> None:
