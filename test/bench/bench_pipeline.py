@@ -84,8 +84,10 @@ def run_node(options) -> int:
     spans.wrap(SingleThreadedExecutor, '_take_subscription', 'receive')
     spans.wrap(perception.PerceptionNode, 'receive', 'slot',
                lambda node, camera, message: key_of(message.header.stamp))
-    spans.wrap(perception.PerceptionNode, '_begin', 'begin')
-    spans.wrap(perception.PerceptionNode, '_finish', 'finish')
+    spans.wrap(perception.PerceptionNode, '_begin', 'begin',
+               lambda node, batch: key_of(batch[0].message.header.stamp))
+    spans.wrap(perception.PerceptionNode, '_finish', 'finish',
+               lambda node, work: key_of(work.requests[0].pending.message.header.stamp))
     spans.wrap(inputs.ImageInput, 'convert', 'convert',
                lambda _, message, *more: key_of(message.header.stamp))
     spans.wrap(NetworkEngine, 'infer', 'engine')
@@ -336,10 +338,12 @@ def main() -> int:
     return 0
 
 
-def draw(path: Path, title: str, seconds: float = 0.4) -> None:
-    """Draw a part of a timeline beside it."""
-    spans, _ = timeline.read(path)
-    middle = spans[2 * len(spans) // 3].begin
+def draw(path: Path, title: str, frames: int = 4) -> None:
+    """Draw about so many frames of a timeline beside it."""
+    spans, metadata = timeline.read(path)
+    done = [frame['at'] for frame in metadata['frames']]
+    middle = done[2 * len(done) // 3]
+    seconds = frames * (done[-1] - done[0]) / (len(done) - 1)
     part = [span for span in spans
             if span.end > middle and span.begin < middle + seconds and span.ms > 0.05]
     path.with_suffix('.svg').write_text(timeline.picture(part, title), encoding='utf-8')
