@@ -58,6 +58,8 @@ class CudaEngine(NetworkEngine):
     Inputs and outputs on the host are pinned, so that a copy is one and need not wait.
     """
 
+    on_gpu = True
+
     def warm_up(self, batch: int = 1) -> float:
         """Warm up one frame, and a whole batch; return ms of the last pass of the latter."""
         elapsed = 0.0

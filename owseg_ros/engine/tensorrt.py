@@ -299,7 +299,6 @@ class TensorrtEngine(CudaEngine):
     """
 
     name = 'tensorrt'
-    on_gpu = True
 
     def __init__(self, bundle: Bundle, options: TensorrtOptions, machine: StateMachine,
                  stopped: Callable[[], bool] = lambda: False) -> None:

@@ -121,6 +121,7 @@ class TorchEngine(CudaEngine):
         code = importlib.import_module('owseg_ros.engine.torch_network')
         precision = options.resolved_precision
         code.check_device(options.device, precision)
+        self.on_gpu = options.device != 'cpu'
         self._options, self._code, self._note = options, code, machine.note
         self._program = code.Program(content, options.device)
         self.fixed_batch = self._check_program()
