@@ -36,25 +36,46 @@ import pytest
 from support.tiny_bundle import edit_manifest, make_tiny_bundle, paint, tiny_manifest
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
-export = pytest.importorskip('owseg_training.export')
 program = pytest.importorskip('owseg_training.program')
 CPU = TorchOptions(device='cpu')
 SIZE = (96, 64)
 
 
-@pytest.fixture(scope='module')
-def bundle(tmp_path_factory):
-    """Return a bundle with a real network of three classes, in ONNX and as a program."""
-    from owseg_training.network import MaskClassifier
-    from support.camvid import tiny_config
+class Compact(torch.nn.Module):
+    """A network of a few operators with all outputs; a real one is in training/test_export.py."""
 
-    folder = tmp_path_factory.mktemp('torch')
+    def __init__(self):
+        super().__init__()
+        self.masks = torch.nn.Conv2d(3, 5, 4, 4)
+        self.norm = torch.nn.LayerNorm(5)
+        self.classes = torch.nn.Linear(1, 4)
+        self.texts = torch.nn.Conv2d(5, 16, 2, 2)
+
+    def forward(self, image):
+        """Return what NAMES lists."""
+        masks = self.masks(image)
+        features = self.norm(masks.movedim(1, -1)).movedim(-1, 1)
+        texts = self.texts(features)
+        # A constant, to be moved to the device of the program.
+        places = torch.arange(texts.shape[2], device=image.device)[:, None] / 8
+        texts = texts + places.cos()
+        regions = torch.einsum('bnyx,bdyx->bnd', torch.nn.functional.avg_pool2d(masks, 2), texts)
+        return (masks, self.classes(masks.mean(dim=(2, 3))[..., None]), features,
+                torch.nn.functional.normalize(regions, dim=2), texts)
+
+
+NAMES = ('mask_logits', 'class_logits', 'pixel_features', 'region_embeddings', 'text_features')
+
+
+def make_bundle(folder, batch):
+    """Write a bundle of the bundle network, in ONNX and as a program."""
     torch.manual_seed(0)
-    config = tiny_config(folder).network
-    config.region_head, config.region_dim = 'pooled', 16
-    network = export.ExportedNetwork(MaskClassifier(config, 3))
-    export.export_onnx(network.network, folder / 'network.onnx', SIZE)
-    program.export_program(network, network.outputs, folder / 'network.pt2', SIZE)
+    network, image = Compact().eval(), torch.zeros(batch or 2, 3, *SIZE[::-1])
+    torch.onnx.export(
+        network, (image,), str(folder / 'network.onnx'), input_names=['image'],
+        output_names=list(NAMES), dynamo=True, external_data=False, verbose=False,
+        dynamic_shapes=None if batch else {'image': {0: torch.export.Dim('batch', max=64)}})
+    program.export_program(network, NAMES, folder / 'network.pt2', SIZE, batch)
     manifest = tiny_manifest(width=SIZE[0], height=SIZE[1],
                              encoder=SimpleNamespace(space='none', dim=16))
     manifest['network']['program'] = 'network.pt2'
@@ -62,33 +83,14 @@ def bundle(tmp_path_factory):
         name: folder / name for name in ('network.onnx', 'network.pt2')})
 
 
-class Compact(torch.nn.Module):
-    """A network of a few operators."""
-
-    def __init__(self):
-        super().__init__()
-        self.masks = torch.nn.Conv2d(3, 5, 4, 4)
-        self.classes = torch.nn.Linear(1, 4)
-
-    def forward(self, image):
-        """Return mask logits, class logits and pixel features."""
-        masks = self.masks(image)
-        return masks, self.classes(masks.mean(dim=(2, 3))[..., None]), masks.sigmoid()
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp('any_batch'), None)
 
 
 @pytest.fixture(scope='module')
-def compact(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('compact')
-    torch.manual_seed(0)
-    network, names = Compact().eval(), ('mask_logits', 'class_logits', 'pixel_features')
-    torch.onnx.export(network, (torch.zeros(1, 3, *SIZE[::-1]),), str(folder / 'network.onnx'),
-                      input_names=['image'], output_names=list(names), dynamo=True,
-                      external_data=False, verbose=False)
-    program.export_program(network, names, folder / 'network.pt2', SIZE, batch=1)
-    manifest = tiny_manifest(width=SIZE[0], height=SIZE[1])
-    manifest['network']['program'] = 'network.pt2'
-    return write_bundle(folder / 'bundle', manifest, {
-        name: folder / name for name in ('network.onnx', 'network.pt2')})
+def single(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp('one_frame'), 1)
 
 
 @pytest.fixture(scope='module')
@@ -145,9 +147,9 @@ def test_results_belong_to_the_caller(bundle, frames):
 
 
 @pytest.mark.parametrize('precision, tolerance', [('bf16', 0.05), ('fp16', 0.01)])
-def test_half_precision_is_near(compact, frames, precision, tolerance):
-    engine = open_torch(compact, TorchOptions('cpu', precision))
-    found, wanted = engine.infer(frames), OnnxEngine(compact, threads=1).infer(frames)
+def test_half_precision_is_near(bundle, frames, precision, tolerance):
+    engine = open_torch(bundle, TorchOptions('cpu', precision))
+    found, wanted = engine.infer(frames), OnnxEngine(bundle, threads=1).infer(frames)
     assert 0 < difference(found.mask_logits, wanted.mask_logits) < tolerance
     assert difference(found.class_probabilities, wanted.class_probabilities) < tolerance
     assert found.mask_logits.dtype == np.float32
@@ -159,40 +161,40 @@ def test_the_program_moves_to_another_device_as_a_whole(bundle):
     moved = code.Program(bundle.program.read_bytes(), 'meta')
     outputs = moved.module(['mask_logits', 'text_features'])(
         torch.zeros(2, 3, SIZE[1], SIZE[0], device='meta'))
-    assert [tuple(output.shape)[:2] for output in outputs] == [(2, 6), (2, 16)]
+    assert [tuple(output.shape)[:2] for output in outputs] == [(2, 5), (2, 16)]
     assert {output.device.type for output in outputs} == {'meta'}
 
 
-def test_segmenter_on_torch_in_place_of_onnx(compact, frames):
-    found = Segmenter(compact, 'torch', threads=1, torch=CPU)
+def test_segmenter_on_torch_in_place_of_onnx(bundle, frames):
+    found = Segmenter(bundle, 'torch', threads=1, torch=CPU)
     assert found.engine.wait(120).state == RUNNING
     assert found.engine.description.startswith('torch (fp32')
-    wanted = Segmenter(compact, threads=1)
+    wanted = Segmenter(bundle, threads=1)
     np.testing.assert_allclose(
         found(frames[0]).anomaly_score, wanted(frames[0]).anomaly_score, atol=2e-3)
     found.close()
 
 
-def test_a_program_of_a_fixed_batch_runs_in_chunks(compact, frames):
-    engine, onnx = open_torch(compact), OnnxEngine(compact, threads=1)
+def test_a_program_of_a_fixed_batch_runs_in_chunks(single, frames):
+    engine, onnx = open_torch(single), OnnxEngine(single, threads=1)
     assert engine.fixed_batch == 1
     found, wanted = engine.infer(frames), onnx.infer(frames)
     assert found.mask_logits.shape == (2, 5, 16, 24)
     assert difference(found.mask_logits, wanted.mask_logits) <= 1e-4
 
 
-def test_compiled_before_it_serves(compact, frames):
+def test_compiled_before_it_serves(bundle, frames):
     if shutil.which('g++') is None:
         pytest.skip('torch.compile needs a C++ compiler on the CPU')
     steps = []
     machine = StateMachine(progressed=lambda share, step: steps.append(step))
-    engine = TorchEngine(compact, TorchOptions('cpu', compiled=True), machine)
+    engine = TorchEngine(bundle, TorchOptions('cpu', compiled=True), machine)
     assert steps == ['loading the program', 'compiling for 1 frames']
-    wanted, found = OnnxEngine(compact, threads=1).infer(frames[:1]), engine.infer(frames[:1])
+    wanted, found = OnnxEngine(bundle, threads=1).infer(frames[:1]), engine.infer(frames[:1])
     assert difference(found.mask_logits, wanted.mask_logits) <= 1e-4
     assert 'compiled' in engine.description
     with pytest.raises(EngineError, match='was stopped'):
-        TorchEngine(compact, TorchOptions('cpu', compiled=True), machine, lambda: True)
+        TorchEngine(bundle, TorchOptions('cpu', compiled=True), machine, lambda: True)
 
 
 # What is refused
@@ -231,8 +233,8 @@ def test_auto_is_half_precision_on_a_gpu_alone():
     assert TorchOptions(precision='bf16').resolved_precision == 'bf16'
 
 
-def test_a_program_that_changed_after_the_check_is_not_loaded(compact, tmp_path):
-    folder = copied(compact, tmp_path)
+def test_a_program_that_changed_after_the_check_is_not_loaded(bundle, tmp_path):
+    folder = copied(bundle, tmp_path)
     loaded = load_bundle(folder)
     with open(folder / 'network.pt2', 'ab') as stream:
         stream.write(b'x')
@@ -243,14 +245,14 @@ def test_a_program_that_changed_after_the_check_is_not_loaded(compact, tmp_path)
         read_program(loaded)
 
 
-def test_a_program_of_another_network_is_refused(compact, tmp_path):
-    folder = copied(compact, tmp_path)
+def test_a_program_of_another_network_is_refused(bundle, tmp_path):
+    folder = copied(bundle, tmp_path)
     edit_manifest(folder, lambda manifest: manifest['network']['input'].update(width=128))
     with pytest.raises(EngineError, match='the program has .*do not belong together'):
         open_torch(load_bundle(folder))
-    outputs = {**compact.outputs, 'pixel_features': 'elsewhere'}
+    outputs = {**bundle.outputs, 'pixel_features': 'elsewhere'}
     with pytest.raises(EngineError, match="the output 'elsewhere' and the program has"):
-        open_torch(replace(compact, outputs=outputs))
+        open_torch(replace(bundle, outputs=outputs))
 
 
 def rewritten(content, change):

@@ -20,8 +20,8 @@ from owseg_ros.readout.cpu import TOLERANCE
 import pytest
 
 # The interpreter takes about as long for a program whatever its size.
-LARGE_TILES = {'TILE_ROWS': 64, 'TILE_COLUMNS': 64, 'REGISTERS': 1 << 20,
-               'WINDOW_FLOATS': 1 << 16}
+LARGE_TILES = {'TILE_ROWS': 128, 'TILE_COLUMNS': 128, 'REGISTERS': 1 << 22,
+               'WINDOW_FLOATS': 1 << 18}
 
 
 @pytest.fixture(scope='session')
