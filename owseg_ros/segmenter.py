@@ -407,7 +407,7 @@ class Segmenter:
                 pixel_features=output.pixel_features[index] if FEATURES in wanted else None,
                 teachable=None if TEACHABLE not in wanted else TeachableFrame.of(
                     (frame.height, frame.width), size, components,
-                    1 - output.no_object_probabilities[index], masks,
+                    1 - output.no_object_probabilities[index], host_array(masks),
                     output.pixel_features[index]),
                 query_version=(None if not maps & QUERY_MAPS
                                else 0 if queries is None else queries.version),
