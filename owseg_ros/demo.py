@@ -490,8 +490,9 @@ def _write_sheet(path: Path, recording: Recording, bundle: Bundle,
 def _legend(bundle: Bundle, teaching: DemoTeaching | None) -> list[tuple[str, Any]]:
     """Return name and colour of what the semantic map may hold, without unknown objects."""
     known = [(info.name, info.color) for info in bundle.classes]
-    if teaching and teaching.name:
-        known.append((f'{teaching.name} (taught)', teaching.color))
+    if teaching:
+        known.append((f'{teaching.name} (taught)' if teaching.name else 'taught by example',
+                      teaching.color))
     return known
 
 

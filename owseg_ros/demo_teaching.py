@@ -21,7 +21,9 @@ which the anomaly mask has seen it too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+import math
 from typing import Any
 
 import cv2
@@ -38,7 +40,10 @@ LEAST_COVER = 0.25
 FRAMES_AFTER = 5
 """Frames that must be left to see what it is called then."""
 
-_STRAY = 3
+LOOK_SECONDS = 3.0
+"""How often it is looked at how far the street has come, while nothing is near."""
+
+_CANDIDATES = 12
 
 
 def why_no_teaching(bundle: Bundle, scene: bool, wanted: bool) -> str:
@@ -55,7 +60,7 @@ def why_no_teaching(bundle: Bundle, scene: bool, wanted: bool) -> str:
 class _Taught:
     """A message, and what came of it; seconds are of the recorder's clock."""
 
-    name: str
+    name: str = ''
     message: dict[str, Any] = field(default_factory=dict)
     sent: float | None = None
     answered: float | None = None
@@ -66,24 +71,28 @@ class _Taught:
 
 class DemoTeaching:
     """
-    Teaches the last hazard that a recording of the street shows for long enough, by one message.
+    Teaches the last hazard that a recording of the street will show near enough, by one message.
 
-    scene: the street that the camera shows; seconds: length of the demo. All times are in seconds
-    of the same clock.
+    scene: the street that the camera shows; a camera that is too slow for its rate shows it in
+    slow motion, so how far it has come is seen by what a frame shows. seconds: length of the
+    demo. All times are in seconds of the same clock.
     """
 
     def __init__(self, scene: StreetScene, bundle: Bundle, seconds: float) -> None:
         self._scene = scene
-        self._start: int | None = None
-        self._looked = False
+        self._seconds = seconds
+        self._events = scene.hazard_times()
+        # Index and time of the frame that was recognised last, and frames a second up to it.
+        self._at: tuple[int, float] | None = None
+        self._lost = False
+        self._rate = scene.fps
         self.class_id = bundle.num_classes
         self.color = tuple(bundle.palette()[self.class_id].tolist())
-        self._event = self._last_event(seconds)
-        self._taught = _Taught(self._event.kind if self._event else '')
+        self._taught = _Taught()
 
     @property
     def name(self) -> str:
-        """Return what is taught, '' where the recording is too short for anything."""
+        """Return what was pointed at, '' before."""
         return self._taught.name
 
     def due(self, image: np.ndarray, mask: np.ndarray, stamp: tuple[int, int],
@@ -95,19 +104,17 @@ class DemoTeaching:
         since_start seconds after the first, which is the first frame that this is called with.
         Renders the street where it is time, which takes a while.
         """
-        if not self._looked:
-            self._looked, self._start = True, self._find(image, range(8))
-        if self._event is None or self._start is None or self._taught.sent is not None:
+        if self._taught.sent is not None or self._lost:
             return None
-        index = self._start + round(since_start * self._scene.fps)
-        first, last = self._event.first_index, self._event.last_index
-        if not first + NEAR * (last - first) <= index <= last:
+        index = self._index(image, since_start)
+        event = None if index is None else next(
+            (event for event in self._events if _near(event) <= index <= event.last_index), None)
+        if event is None:
             return None
-        found = self._find(image, sorted(range(max(0, index - _STRAY), index + _STRAY + 1),
-                                         key=lambda other: abs(other - index)))
-        if found is None:
+        reached = index + self._rate * (self._seconds - since_start) - FRAMES_AFTER
+        if any(index < _near(other) <= reached for other in self._events):
             return None
-        truth = self._scene.render(found).anomaly
+        truth = self._scene.render(index).anomaly
         seen = (truth & (mask > 0)).astype(np.uint8)
         if np.count_nonzero(seen) < LEAST_COVER * np.count_nonzero(truth):
             return None
@@ -115,8 +122,9 @@ class DemoTeaching:
         depth = cv2.distanceTransform(cv2.copyMakeBorder(
             seen, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[1:-1, 1:-1]
         y, x = np.unravel_index(depth.argmax(), depth.shape)
+        self._taught.name = event.kind
         self._taught.message = {
-            'name': self.name, 'pixel': [int(x), int(y)],
+            'name': event.kind, 'pixel': [int(x), int(y)],
             'stamp': {'sec': stamp[0], 'nanosec': stamp[1]}, 'message_id': 'demo'}
         return self._taught.message
 
@@ -175,16 +183,33 @@ class DemoTeaching:
             'best_share': max(taught.shares, default=0.0),
             'in_labels': entries.get(self.class_id)}
 
-    def _last_event(self, seconds: float) -> HazardEvent | None:
-        fps = self._scene.fps
-        found = [event for event in self._scene.hazard_times()
-                 if event.first_index + NEAR * (event.last_index - event.first_index)
-                 + FRAMES_AFTER <= seconds * fps]
-        return max(found, key=lambda event: event.first_index, default=None)
+    def _index(self, image: np.ndarray, now: float) -> int | None:
+        """Return the index of a frame where that is worth to know, None else."""
+        if self._at is None:
+            found = self._find(image, range(8))
+            self._lost, self._at = found is None, (found or 0, now)
+            return found
+        index, then = self._at
+        guess = index + (now - then) * self._rate
+        near = any(_near(event) - 2 <= guess <= event.last_index + 2 for event in self._events)
+        if not near and now - then < LOOK_SECONDS:
+            return None
+        most = index + math.ceil((now - then) * self._scene.fps) + 3
+        found = self._find(image, sorted(
+            range(index, most), key=lambda other: abs(other - guess))[:_CANDIDATES])
+        if found is not None:
+            self._at = found, now
+            self._rate = found / now if now > 1.0 else self._scene.fps
+        return found
 
-    def _find(self, image: np.ndarray, candidates: Any) -> int | None:
+    def _find(self, image: np.ndarray, candidates: Iterable[int]) -> int | None:
         return next((index for index in candidates
                      if np.array_equal(self._scene.render(index).image, image)), None)
+
+
+def _near(event: HazardEvent) -> float:
+    """Return the index from which a hazard is near enough to be pointed at."""
+    return event.first_index + NEAR * (event.last_index - event.first_index)
 
 
 def _since(start: float | None, end: float | None) -> float | None:
@@ -193,10 +218,8 @@ def _since(start: float | None, end: float | None) -> float | None:
 
 def describe(entry: dict[str, Any]) -> str:
     """Return DemoTeaching.report as a line for people."""
-    if not entry['name']:
-        return 'nothing: the recording is too short for a hazard'
     if not entry['sent']:
-        return f'{entry["name"]} was not taught: it was not seen well enough'
+        return 'nothing: no hazard was near and seen well enough before the end'
     if entry['rejected']:
         return f'{entry["name"]} was not taken: {entry["rejected"][0]["reason"]}'
     if entry['answer_ms'] is None:

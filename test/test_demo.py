@@ -167,9 +167,28 @@ def test_demo_that_teaches_nothing_says_why(tmp_path):
     assert 'procedural street' in why_no_teaching(teachable, False, True)
     assert why_no_teaching(teachable, True, False) == 'not asked for'
     assert why_no_teaching(teachable, True, True) == ''
-    # A street that is over before anything is near.
-    short = DemoTeaching(StreetScene(160, 120, fps=5), teachable, 2.0)
-    assert short.name == '' and 'too short' in describe(short.report({}))
+    nothing = DemoTeaching(StreetScene(160, 120, fps=5), teachable, 2.0)
+    assert nothing.name == '' and 'no hazard was near' in describe(nothing.report({}))
+
+
+@pytest.mark.parametrize('slow, seconds, kind', [(1.0, 20.0, 'tyre'), (0.6, 20.0, 'box'),
+                                                 (1.0, 5.0, 'animal')])
+def test_the_last_hazard_that_will_be_near_is_taught(tmp_path, slow, seconds, kind):
+    """Also where the camera shows the street in slow motion."""
+    bundle = make_tiny_bundle(tmp_path / 'tiny', novelty=True)
+    street = StreetScene(160, 120, fps=5)
+    teaching = DemoTeaching(street, bundle, seconds)
+    mask, messages = np.full((120, 160), 255, np.uint8), []
+    for index in range(int(seconds * slow * 5)):
+        truth = street.render(index)
+        message = teaching.due(truth.image, mask, (0, index), index / (5 * slow))
+        if message is not None:
+            teaching.sent(0.0)
+            messages.append((message, index))
+    (message, index), = messages
+    x, y = message['pixel']
+    assert (message['name'], message['stamp']['nanosec']) == (kind, index)
+    assert street.render(index).anomaly[y, x]
 
 
 @pytest.mark.timeout(120)
