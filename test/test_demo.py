@@ -171,7 +171,7 @@ def test_demo_that_teaches_nothing_says_why(tmp_path):
     assert nothing.name == '' and 'no hazard was near' in describe(nothing.report({}))
 
 
-@pytest.mark.parametrize('slow, seconds, kind', [(1.0, 20.0, 'tyre'), (0.6, 20.0, 'box'),
+@pytest.mark.parametrize('slow, seconds, kind', [(1.0, 20.0, 'tyre'), (0.75, 20.0, 'box'),
                                                  (1.0, 5.0, 'animal')])
 def test_the_last_hazard_that_will_be_near_is_taught(tmp_path, slow, seconds, kind):
     """Also where the camera shows the street in slow motion."""
