@@ -53,15 +53,12 @@ def measure_network(segmenter: Segmenter, frames: Sequence[np.ndarray], batches:
         return _turns(groups, lambda group: segmenter.engine.infer(
             group, region_embeddings=False))
 
-    calls = {batch: run(batch) for batch in batches}
-    timings = interleave({str(batch): call for batch, call in calls.items()}, repeats, step)
+    timings = interleave({str(batch): run(batch) for batch in batches}, repeats, step)
     rows = []
-    for batch, call in calls.items():
+    for batch in batches:
         statistics = timings[str(batch)].statistics()
         rows.append({'batch': batch, **statistics, 'ms_per_frame': statistics['p50_ms'] / batch,
-                     'frames_per_s': 1e3 * batch / statistics['p50_ms'],
-                     'memory_mib': peak_memory(call)})
-        step()
+                     'frames_per_s': 1e3 * batch / statistics['p50_ms']})
     return rows
 
 

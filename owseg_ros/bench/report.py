@@ -131,10 +131,9 @@ def _network(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ['### Network: cameras in a batch\n',
             'Pre-processing and network of the model; frames of the first size.\n',
             _table(['frames', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'ms a frame',
-                    'frames/s', 'MiB added'],
+                    'frames/s'],
                    [[str(row['batch']), *_times(row), _ms(row['ms_per_frame']),
-                     f'{row["frames_per_s"]:.1f}', _optional(row['memory_mib'], '.0f')]
-                    for row in rows])]
+                     f'{row["frames_per_s"]:.1f}'] for row in rows])]
 
 
 def _segmenter(rows: Sequence[dict[str, Any]]) -> list[str]:

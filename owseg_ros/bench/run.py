@@ -216,7 +216,7 @@ def _measure(options: BenchOptions, segmenter: Segmenter, frames: list[np.ndarra
         return measure_segmenter(segmenter, frames, options.sizes, repeats, bar.step)
 
     def network() -> list[dict[str, Any]]:
-        bar.begin('network', (repeats + 2) * len(options.batches))
+        bar.begin('network', (repeats + 1) * len(options.batches))
         return measure_network(segmenter, frames, options.batches, repeats, bar.step)
 
     def growth() -> dict[str, Any]:

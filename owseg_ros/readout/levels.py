@@ -63,6 +63,7 @@ BAND_FLOATS = 1 << 20
 # BLAS libraries start threads for larger products, which stand in the way of ours. OpenBLAS does
 # above this number of multiplications.
 _SMALL_PRODUCT = 1 << 18
+_LEAST_WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -192,12 +193,18 @@ class Plan:
 
 
 def product(weights: np.ndarray, planes: np.ndarray, out: np.ndarray) -> None:
-    """Write weights [c, n] times planes [n, rows, width] to out [c, rows, width]."""
-    width = planes.shape[2]
-    step = max(32, width // -(-weights.size * width // _SMALL_PRODUCT))
-    for start in range(0, width, step):
-        part = np.s_[:, :, start:start + step]
-        np.matmul(weights, planes[part].transpose(1, 0, 2), out=out[part].transpose(1, 0, 2))
+    """Write weights [c, n] times planes [n, rows, width] to out [c, rows, width], in pieces."""
+    (columns, count), width = weights.shape, planes.shape[2]
+    most = max(1, min(columns, _SMALL_PRODUCT // (count * _LEAST_WIDTH)))
+    height = -(-columns // -(-columns // most))
+    most = max(_LEAST_WIDTH, _SMALL_PRODUCT // (count * height))
+    step = -(-width // -(-width // most))
+    for top in range(0, columns, height):
+        some = weights[top:top + height]
+        for left in range(0, width, step):
+            across = slice(left, left + step)
+            np.matmul(some, planes[:, :, across].transpose(1, 0, 2),
+                      out=out[top:top + height, :, across].transpose(1, 0, 2))
 
 
 class Levels:
@@ -316,7 +323,7 @@ class Levels:
             levels[...] = plan.enlarge(scratch, low, j, i)
             return
         # The first planes are mask logits, the others L at low resolution without the part of
-        # these queries. All are enlarged at once, and added up by one product.
+        # these queries: all are enlarged at once. Where all queries are exact nothing is left.
         rest = columns if count < len(self._kept) else 0
         planes = scratch.get('planes', (count + rest, *low.shape[1:]))
         np.multiply(self._masks[self._kept[queries], band.in0:band.in1, across], np.float32(0.5),
@@ -324,11 +331,12 @@ class Levels:
         if rest:
             product(share, tanh[queries, :, across], planes[count:])
             np.subtract(low, planes[count:], out=planes[count:])
-            full = plan.enlarge(scratch, planes, j, i)
-            weights = np.concatenate([share, np.eye(columns, dtype=np.float32)], axis=1)
-        else:
-            full = plan.enlarge(scratch, planes, j, i, spare=1)
-            full[count] = 1
-            weights = np.concatenate([share, self._offsets[:, None]], axis=1)
+        full = plan.enlarge(scratch, planes, j, i, spare=not rest)
         np.tanh(full[:count], out=full[:count])
-        product(weights, full, levels)
+        if rest:
+            product(share, full[:count], levels)
+            np.add(levels, full[count:], out=levels)
+        else:
+            # The constant part of the sigmoids is one more plane.
+            full[count] = 1
+            product(np.concatenate([share, self._offsets[:, None]], axis=1), full, levels)

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import importlib.metadata
+import logging
 from pathlib import Path
 import tempfile
 from typing import Any
+import warnings
 
 import numpy as np
 from owseg_ros.bench.peers import PeerPipeline
@@ -57,7 +59,10 @@ def _make(kind: str) -> Any:
 
 def _export(kind: str, model: Any, size: tuple[int, int], folder: Path) -> None:
     """Write the bundle of a network for frames of size (width, height)."""
-    with tempfile.TemporaryDirectory() as scratch:
+    # The exporter tells of every node that it does not fold.
+    logging.getLogger('onnxscript').setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
         model.save_pretrained(scratch)
         path = Path(scratch, 'network.onnx')
         export_onnx(from_hugging_face(scratch), path, size, batch=1)
