@@ -32,6 +32,7 @@ METRIC_HEAD = 'metric_head.onnx'
 THRESHOLD = 0.8
 # RAML's larger number of labelled pictures a class.
 SHOTS = 5
+OWN = 0.95
 FRAMES = 51
 
 
@@ -88,9 +89,10 @@ def choose_threshold(regions: ClassRegions, source: str) -> tuple[float, str] | 
     """
     Choose theta_novel on known classes as if they were taught; None without two such classes.
 
-    It is the cosine with the largest share of own regions at or above it less that of others, in
-    the mean over the classes; in the middle where several are as good.  source: of the regions,
-    for the text.  Returns (threshold, operating point).
+    It is the largest cosine that OWN of a class's regions reach, in the mean over the classes.
+    What other classes reach has no say: the head was trained to part these, and things that it
+    has never seen lie closer together than they do.  source: of the regions, for the text.
+    Returns (threshold, operating point).
     """
     cosines = taught_cosines(regions)
     if not cosines:
@@ -99,9 +101,7 @@ def choose_threshold(regions: ClassRegions, source: str) -> tuple[float, str] | 
     accepted, mistaken = (np.mean([
         (values[part] >= candidates[:, None]).mean(1) for values in cosines], axis=0)
         for part in (0, 1))
-    gain = accepted - mistaken
-    best = np.flatnonzero(gain >= gain.max() - 1e-9)
-    chosen = best[len(best) // 2]
+    chosen = np.flatnonzero(accepted >= OWN).max(initial=0)
     return float(candidates[chosen]), (
         f'known classes taught from up to {SHOTS} regions of {source}: {accepted[chosen]:.3f} of '
         f'their other regions match, {mistaken[chosen]:.3f} of those of other classes; the head '
