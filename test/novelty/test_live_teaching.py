@@ -265,7 +265,7 @@ import json, resource, signal, sys
 sys.path.insert(0, {tests!r})
 from owseg_ros.bundle import load_bundle
 from owseg_ros.novelty import LiveTeaching, MetricHead, TeachingSetup
-from novelty.test_live import scene
+from novelty.test_live_teaching import scene
 bundle = load_bundle({bundle!r})
 live = LiveTeaching(lambda answer: None)
 live.configure(TeachingSetup(bundle, MetricHead(bundle), {path!r}))
