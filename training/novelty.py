@@ -24,6 +24,7 @@ import onnx
 import onnxruntime
 from owseg_training.class_regions import ClassRegions
 from owseg_training.network.metric_head import MetricHead
+from owseg_training.onnx_traces import remove_traces
 from owseg_training.prototypes import KNOWN_PROTOTYPES, prototype
 import torch
 
@@ -52,6 +53,7 @@ def export_metric_head(head: MetricHead, path: str | Path, opset: int) -> None:
         head, (example,), str(path), input_names=['features'], output_names=['embeddings'],
         opset_version=opset, dynamo=True, external_data=False, verbose=False,
         dynamic_shapes=({0: torch.export.Dim('regions', min=1, max=65536)},))
+    remove_traces(path)
     onnx.checker.check_model(str(path), full_check=True)
 
 

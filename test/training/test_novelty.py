@@ -66,6 +66,7 @@ def test_the_head_in_onnx_is_the_head_in_torch(tmp_path):
     torch.manual_seed(0)
     head, path = MetricHead(6, 9, 3), tmp_path / 'head.onnx'
     export_metric_head(head, path, 18)
+    assert b'metric_head.py' not in path.read_bytes()
     for count in (1, 2, 5):
         means = np.random.default_rng(count).normal(0, 3, (count, 6)).astype(np.float32)
         assert head_parity(head, path, means) < 1e-6
