@@ -53,7 +53,7 @@ class NetworkEngine(ABC):
         self.bundle = bundle
         self.input = bundle.input
         self._tables = normalisation_tables(bundle.input)
-        self._scratch = np.empty((4, bundle.input.height, bundle.input.width), np.uint8)
+        self._scratch = np.empty((6, bundle.input.height, bundle.input.width), np.uint8)
         self._buffer = np.empty((0, 3, bundle.input.height, bundle.input.width), np.float32)
 
     @property
@@ -180,7 +180,7 @@ class NetworkEngine(ABC):
             if shape != wanted:
                 self._refuse(f'{key} must be {list(wanted)} and is {list(shape)}')
         for key, array in found.items():
-            if not np.isfinite(array).all():
+            if not is_finite(array):
                 raise EngineError(
                     f'{self.bundle.name}: the network produced non-finite values in {key} on '
                     f'{self.description}; rebuild the engine and check its precision (FP16 '
@@ -188,7 +188,17 @@ class NetworkEngine(ABC):
                     "providers ['cpu']")
 
 
-def _is_finite(array: Any) -> bool:
+def is_finite(array: Any) -> bool:
+    """
+    Return whether all values of an array, or of a tensor on a device, are finite.
+
+    A value that is not finite has a square that is not, and so has the sum of the squares: one
+    pass over the array, at the speed of memory. Where the sum overflows, which squares of finite
+    values beyond 1e19 do in float32, each value is looked at.
+    """
     if not isinstance(array, np.ndarray):
         return bool(array.isfinite().all())
-    return bool(np.isfinite(array).all())
+    values = array.reshape(-1)
+    with np.errstate(over='ignore', invalid='ignore'):
+        squares = np.dot(values, values)
+    return bool(np.isfinite(squares) or np.isfinite(values).all())

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from owseg_ros.bundle import ClassInfo, load_bundle
 from owseg_ros.engine import create_engine, EngineError, OnnxEngine
+from owseg_ros.engine.network import is_finite
 from owseg_ros.engine.onnx import available_providers, physical_cores
 from owseg_ros.frame import Frame
 from owseg_ros.readout import reference
@@ -301,7 +302,7 @@ def test_the_column_of_an_outlier_class_is_kept_apart(bundle):
     assert whole.outlier_probabilities is None
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('name, key', [
     ('class_table', 'class_logits'), ('masks_bias', 'mask_logits')])
 def test_values_that_are_not_finite(tmp_path, value, name, key):
@@ -312,8 +313,45 @@ def test_values_that_are_not_finite(tmp_path, value, name, key):
                 array.flat[0] = value
                 entry.CopyFrom(onnx.numpy_helper.from_array(array, name))
     engine = OnnxEngine(rewritten(tmp_path / 'b', spoil))
-    with pytest.raises(EngineError, match=f'non-finite values in {key}.*precision'):
+    with pytest.raises(EngineError) as caught:
         engine.infer([Frame(paint(96, 64))])
+    assert str(caught.value) == (
+        f'{engine.bundle.name}: the network produced non-finite values in {key} on '
+        f'{engine.description}; rebuild the engine and check its precision (FP16 overflows where '
+        "FP32 does not), or use the engine onnx with providers ['cpu']")
+
+
+@pytest.mark.filterwarnings('error')
+def test_what_is_finite():
+    """One value among many is seen wherever it is; the sum of large ones may overflow."""
+    values = np.random.default_rng(0).normal(size=(2, 5, 88, 120)).astype(np.float32)
+    assert is_finite(values) and is_finite(values[:1]) and is_finite(values[:0])
+    largest = np.finfo(np.float32).max
+    for place in (0, 12345, values.size - 1):
+        for value, finite in ((np.nan, False), (np.inf, False), (-np.inf, False),
+                              (largest, True), (-largest, True), (1e30, True), (1e-45, True)):
+            changed = values.copy()
+            changed.flat[place] = value
+            assert is_finite(changed) == finite
+    opposite = values.copy()
+    opposite.flat[7], opposite.flat[-7] = np.inf, -np.inf
+    assert not is_finite(opposite)
+    for full, finite in ((largest, True), (-largest, True), (np.inf, False), (np.nan, False)):
+        assert is_finite(np.full((3, 999), full, np.float32)) == finite
+    # Overflow must not hide what is not finite.
+    both = np.full((3, 999), largest, np.float32)
+    both[1, 1] = np.nan
+    assert not is_finite(both)
+    assert is_finite(values.transpose(0, 2, 3, 1)) and is_finite(np.full(9, 6e4, np.float16))
+
+
+def test_what_is_finite_on_a_device():
+    torch = pytest.importorskip('torch')
+    values = torch.zeros(3, 5)
+    assert is_finite(values)
+    for value in (np.nan, np.inf, -np.inf):
+        values[1, 2] = value
+        assert not is_finite(values)
 
 
 def test_failure_while_running(engine):
