@@ -54,7 +54,7 @@ def pack(frames: Sequence[Frame], spec: InputSpec, out: Optional[np.ndarray] = N
     Return frames of any sizes as the network's input, float32 [B, 3, height, width] in RGB.
 
     out: a contiguous float32 array of that shape to write to, else a new one.
-    tables: normalisation_tables(spec), to save making them again. scratch: uint8 [4, height,
+    tables: normalisation_tables(spec), to save making them again. scratch: uint8 [6, height,
     width] to work in, else new memory.
 
     Resizing reads the frame where it lies, padded rows and BGR order included; conversion,
@@ -68,14 +68,14 @@ def pack(frames: Sequence[Frame], spec: InputSpec, out: Optional[np.ndarray] = N
         raise ValueError(f'out must be a contiguous float32 array {list(shape)}')
     tables = normalisation_tables(spec) if tables is None else tables
     if scratch is None:
-        scratch = np.empty((4, spec.height, spec.width), np.uint8)
-    room, channel = scratch[:3].reshape(spec.height, spec.width, 3), scratch[3]
+        scratch = np.empty((6, spec.height, spec.width), np.uint8)
+    room, channels = scratch[:3].reshape(spec.height, spec.width, 3), list(scratch[3:])
     for frame, planes in zip(frames, out):
         small = resize(frame.pixels, spec.height, spec.width, room)
         if frame.order == 'bgr':
             planes = planes[::-1]
         order = tables if frame.order == 'rgb' else tables[::-1]
-        for index, (table, plane) in enumerate(zip(order, planes)):
-            cv2.extractChannel(small, index, channel)
-            cv2.LUT(channel, table, dst=plane)
+        for channel, table, plane in zip(cv2.split(small, channels), order, planes):
+            # As one row: OpenCV deals rows out to threads, which costs as much as the look-up.
+            cv2.LUT(channel.reshape(1, -1), table, dst=plane.reshape(1, -1))
     return out

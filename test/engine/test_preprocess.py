@@ -46,6 +46,25 @@ def test_values_of_any_size_and_order(height, width, bgr, seed):
     np.testing.assert_allclose(found[0], expected(rgb), atol=1e-6)
 
 
+@pytest.mark.parametrize('order', ['rgb', 'bgr'])
+@pytest.mark.parametrize('size', [(352, 480), (480, 640), (96, 700), (1080, 1920)])
+def test_each_byte_of_each_channel_is_that_of_the_table(size, order):
+    """Bit by bit what stretching and three tables give, with reused memory and without."""
+    spec = InputSpec('image', 480, 352, SPEC.mean, SPEC.std)
+    pixels = picture(*size)
+    pixels[:256 // size[1] + 1].reshape(-1, 3)[:256] = np.arange(256)[:, None]
+    tables = normalisation_tables(spec)
+    small = resize(pixels, 352, 480)
+    assert size != (352, 480) or all(
+        len(np.unique(small[..., index])) == 256 for index in range(3))
+    rgb = small if order == 'rgb' else small[..., ::-1]
+    wanted = np.stack([table[rgb[..., index]] for index, table in enumerate(tables)])
+    out, scratch = np.full((1, 3, 352, 480), np.nan, np.float32), np.empty((6, 352, 480), np.uint8)
+    for found in (pack([Frame(pixels, order)], spec),
+                  pack([Frame(pixels, order)], spec, out, tables, scratch)):
+        assert found[0].tobytes() == wanted.tobytes()
+
+
 def test_batch_of_different_cameras():
     frames = [picture(16, 24, 1), picture(48, 64, 2), picture(9, 100, 3)]
     found = pack([Frame(rgb) for rgb in frames], SPEC)
@@ -57,7 +76,7 @@ def test_nothing_is_allocated_where_all_memory_is_given():
     """A frame becomes the input without a buffer in between that was not there before."""
     spec = InputSpec('image', 480, 352, SPEC.mean, SPEC.std)
     tables, out = normalisation_tables(spec), np.empty((2, 3, 352, 480), np.float32)
-    scratch = np.empty((4, 352, 480), np.uint8)
+    scratch = np.empty((6, 352, 480), np.uint8)
     frames = [Frame(picture(480, 640)), Frame(picture(352, 480), 'bgr')]
     wanted = pack(frames, spec)
     tracemalloc.start()
