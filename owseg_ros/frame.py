@@ -75,10 +75,10 @@ _COLOR_ENCODINGS = (
     '8UC1', '8UC3', '8UC4', '16UC1', '16UC3', '16UC4', 'uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2',
     'nv12', 'nv21', 'nv24', *(name + depth for name in _BAYER for depth in ('8', '16')))
 _WRITABLE = {
-    'mono8': ('u1', 1), 'mono16': ('u2', 1), 'rgb8': ('u1', 3), 'bgr8': ('u1', 3),
-    'rgba8': ('u1', 4), 'bgra8': ('u1', 4), '8UC1': ('u1', 1), '8UC3': ('u1', 3),
-    '16UC1': ('u2', 1), '32FC1': ('f4', 1),
-}
+    encoding: (np.dtype(kind), channels) for encoding, kind, channels in (
+        ('mono8', 'u1', 1), ('mono16', 'u2', 1), ('rgb8', 'u1', 3), ('bgr8', 'u1', 3),
+        ('rgba8', 'u1', 4), ('bgra8', 'u1', 4), ('8UC1', 'u1', 1), ('8UC3', 'u1', 3),
+        ('16UC1', 'u2', 1), ('32FC1', 'f4', 1))}
 # Fractions of its size at which libjpeg decodes a picture.
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4,
             2: cv2.IMREAD_REDUCED_COLOR_2}
@@ -255,7 +255,8 @@ def compressed_to_frame(msg: Any, topic: str = '',
                  None if mode == cv2.IMREAD_COLOR else size)
 
 
-def array_to_image(array: np.ndarray, encoding: str, header: Any = None) -> Any:
+def array_to_image(array: np.ndarray, encoding: str, header: Any = None,
+                   message: Any = None) -> Any:
     """
     Build a sensor_msgs/Image from an array, with one copy.
 
@@ -263,6 +264,8 @@ def array_to_image(array: np.ndarray, encoding: str, header: Any = None) -> Any:
         rgb8, bgr8 and 8UC3, [H, W, 4] for rgba8 and bgra8; uint8, uint16 for *16*, float32 for
         32FC1.  Any strides and byte order; the message has neither padding nor foreign order.
     :param header: std_msgs/Header to use as it is, or None.
+    :param message: one that this function returned and that is of no use any more: it is written
+        to and returned where it has the size and encoding, which saves a third of the time.
     :raises FrameError: the encoding is not one of these, or the array does not fit it.
     """
     from sensor_msgs.msg import Image
@@ -270,25 +273,31 @@ def array_to_image(array: np.ndarray, encoding: str, header: Any = None) -> Any:
     if encoding not in _WRITABLE:
         raise FrameError('images of this encoding are not written', encoding=str(encoding),
                          expected=f"one of {', '.join(_WRITABLE)}")
-    kind, channels = _WRITABLE[encoding]
-    dtype = np.dtype(kind)
-    shape = '[H, W]' if channels == 1 else f'[H, W, {channels}]'
-    expected = f'a NumPy array {dtype.name} {shape}, not empty'
-    if not isinstance(array, np.ndarray) or array.dtype.newbyteorder('=') != dtype:
-        raise FrameError(f'{_describe(array)} does not fit', encoding=encoding, expected=expected)
-    if (array.shape[2:] != (channels,) and (array.ndim != 2 or channels != 1)) or not array.size:
-        raise FrameError(f'{_describe(array)} does not fit', encoding=encoding, expected=expected)
+    dtype, channels = _WRITABLE[encoding]
+    if not isinstance(array, np.ndarray) or array.dtype.newbyteorder('=') != dtype or (
+            array.shape[2:] != (channels,) and (array.ndim != 2 or channels != 1)
+            ) or not array.size:
+        shape = '[H, W]' if channels == 1 else f'[H, W, {channels}]'
+        raise FrameError(f'{_describe(array)} does not fit', encoding=encoding,
+                         expected=f'a NumPy array {dtype.name} {shape}, not empty')
     _check_pixels(array.shape[0], array.shape[1], '', encoding)
     array = np.ascontiguousarray(array, dtype)
+    pixels = memoryview(array).cast('B')
+    height, width = array.shape[:2]
+    if message is not None and (message.height, message.width, message.encoding) == (
+            height, width, encoding):
+        message.header = type(message.header)() if header is None else header
+        memoryview(message.data)[:] = pixels
+        return message
     msg = Image()
     if header is not None:
         msg.header = header
-    msg.height, msg.width = array.shape[:2]
+    msg.height, msg.width = height, width
     msg.encoding = encoding
     msg.is_bigendian = int(_BIG_ENDIAN_HOST)
-    msg.step = msg.width * channels * dtype.itemsize
+    msg.step = width * channels * dtype.itemsize
     # Assigning an array, bytes or a list to msg.data takes up to half a second at 1080p.
-    msg.data.frombytes(memoryview(array).cast('B'))
+    msg.data.frombytes(pixels)
     return msg
 
 

@@ -717,6 +717,25 @@ def test_the_header_is_copied_unchanged(messages):
     assert jpeg.header == source.header
 
 
+def test_a_message_is_written_to_again_where_it_fits(messages):
+    header = messages.Image().header
+    header.frame_id = 'camera_optical'
+    for encoding, dtype, shape in (
+            ('mono8', np.uint8, (4, 5)), ('32FC1', np.float32, (4, 5)),
+            ('rgb8', np.uint8, (4, 5, 3))):
+        first, second = (np.arange(i, i + np.prod(shape)).astype(dtype).reshape(shape)
+                         for i in range(2))
+        last = array_to_image(first, encoding, header)
+        data = last.data
+        again = array_to_image(second[:, ::-1], encoding, None, last)
+        assert again is last and again.data is data
+        assert again == array_to_image(second[:, ::-1], encoding)
+        for other in (array_to_image(first[1:], encoding), array_to_image(first[:, 1:], encoding),
+                      array_to_image(np.zeros((4, 5), np.uint16), 'mono16')):
+            made = array_to_image(second, encoding, header, other)
+            assert made is not other and made == array_to_image(second, encoding, header)
+
+
 def test_arrays_that_do_not_fit_are_refused(messages):
     image = np.zeros((4, 5, 3), np.uint8)
     for array, encoding in [

@@ -53,9 +53,14 @@ class ImageOutput:
 
     type = Image  # noqa: A003
 
-    def message(self, result: Segmentation, frame: Frame, header: Any, alpha: float) -> Image:
-        """Return the message of a frame, with the header of the frame."""
-        return array_to_image(self.make(result, frame, alpha), self.encoding, header)
+    def message(self, result: Segmentation, frame: Frame, header: Any, alpha: float,
+                last: Image | None = None) -> Image:
+        """
+        Return the message of a frame, with the header of the frame.
+
+        :param last: the message of an earlier frame, to be written to again where it fits.
+        """
+        return array_to_image(self.make(result, frame, alpha), self.encoding, header, last)
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,9 @@ class RegionsOutput:
     shows_frame = False
     type = String  # noqa: A003
 
-    def message(self, result: Segmentation, frame: Frame, header: Any, alpha: float) -> String:
-        """Return the message of a frame."""
+    def message(self, result: Segmentation, frame: Frame, header: Any, alpha: float,
+                last: String | None = None) -> String:
+        """Return the message of a frame; it is a new one."""
         return String(data=labels.regions_json(
             result.regions, header, result.anomaly_mask.shape))
 
@@ -115,6 +121,8 @@ class CameraOutputs:
 
     def __init__(self, node: LifecycleNode, camera: str, words: bool = False) -> None:
         self._node = node
+        self.messages: dict[str, Any] = {}
+        """The last message of each topic, see publish_outputs."""
         # Diagnostics ask from their own thread while the executor may destroy the publishers.
         self._lock = threading.Lock()
         self._outputs = [
@@ -191,7 +199,7 @@ def maps_of(outputs: list[tuple[Output, Any]]) -> frozenset[str]:
 
 def publish_outputs(
     outputs: list[tuple[Output, Any]], result: Segmentation, frame: Frame, header: Any,
-    alpha: float,
+    alpha: float, messages: dict[str, Any],
 ) -> None:
     """
     Publish the results of a frame, all with the header of the frame.
@@ -199,6 +207,13 @@ def publish_outputs(
     :param outputs: what `CameraOutputs.wanted` returned.
     :param header: std_msgs/Header of the camera message, used unchanged.
     :param alpha: weight of the colours in the overlay.
+    :param messages: those of the last frame by topic, whose memory is written to again, since
+        rclpy is done with a message when `publish` returns; those of this frame afterwards.
     """
+    last = messages.copy()
+    messages.clear()
     for output, publisher in outputs:
-        publisher.publish(output.message(result, frame, header, alpha))
+        topic = output.topic
+        messages[topic] = message = output.message(
+            result, frame, header, alpha, last.get(topic))
+        publisher.publish(message)

@@ -270,7 +270,8 @@ class PerceptionNode(LifecycleNode):
                     self._publish_labels()
                 if result.teachable is not None:
                     self._teaching.remember(camera.name, header.stamp, result.teachable)
-                publish_outputs(request.outputs, result, request.frame, header, alpha)
+                publish_outputs(request.outputs, result, request.frame, header, alpha,
+                                camera.outputs.messages)
                 camera.road_lost = result.road_lost
                 now = 1e-9 * self.get_clock().now().nanoseconds
                 camera.statistics.frame_out(

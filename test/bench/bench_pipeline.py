@@ -96,9 +96,9 @@ def run_node(options) -> int:
     spans.wrap(OnnxEngine, '_run', 'network')
     spans.wrap(CpuReadout, '__call__', 'readout')
     spans.wrap(outputs.ImageOutput, 'message', 'message',
-               lambda _, result, frame, header, alpha: key_of(header.stamp))
+               lambda _, result, frame, header, *more: key_of(header.stamp))
     spans.wrap(perception, 'publish_outputs', 'publish',
-               lambda found, result, frame, header, alpha: key_of(header.stamp))
+               lambda found, result, frame, header, *more: key_of(header.stamp))
     code = run([lambda dds: perception.PerceptionNode(dds=dds, autostart=True)],
                options.ros_arguments)
     spans.write(Path(options.timeline), frames=done)

@@ -98,6 +98,41 @@ def test_a_map_is_copied_once_into_its_message(segmenter, frame_message, output)
     np.testing.assert_array_equal(image_to_array(message), picture)
 
 
+def test_messages_of_the_last_frame_are_written_to_again(segmenter, frame_message):
+    """What is sent is this frame's; no memory is allocated for it, and none kept in vain."""
+    frame = image_to_frame(frame_message)
+    maps = {'semantic', 'confidence', 'anomaly_score', 'anomaly_mask'}
+    first = segmenter(frame, maps)
+    # Each byte of each map is another one.
+    results = [first, replace(first, anomaly_score=-1 - first.anomaly_score, **{
+        name: ~getattr(first, name) for name in maps - {'anomaly_score'}})]
+    sent, messages = [], {}
+
+    class Publisher:
+
+        def publish(self, message):
+            sent.append((message, image_to_array(message).copy(), message.header.frame_id))
+
+    wanted = [(output, Publisher()) for output in outputs.IMAGES[:4]]
+
+    def publish(index, wanted=wanted):
+        outputs.publish_outputs(wanted, results[index], frame,
+                                Header(frame_id=f'frame {index}'), 0.5, messages)
+
+    for index in (0, 1, 0):
+        publish(index)
+        for (output, _), (message, pixels, frame_id) in zip(wanted, sent[-4:]):
+            assert messages[output.topic] is message and frame_id == f'frame {index}'
+            np.testing.assert_array_equal(pixels, output.make(results[index], None, 0.5))
+    assert all(before[0] is after[0] for before, after in zip(sent[:4], sent[4:8]))
+    sent.clear()
+    Publisher.publish = lambda self, message: None
+    grown, _ = grown_by(lambda: publish(1))
+    assert grown < HEADER_BYTES
+    publish(1, wanted[1:2])
+    assert list(messages) == ['semantic/confidence']
+
+
 @pytest.mark.parametrize('maps, refines, masks', [
     ({'semantic'}, 0, 0), ({'confidence'}, 0, 0), ({'anomaly_score'}, 1, 0),
     ({'anomaly_mask'}, 1, 1), ({'semantic', 'confidence', 'anomaly_score'}, 1, 0)])
