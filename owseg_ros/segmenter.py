@@ -65,7 +65,7 @@ Classes taught by example, where the bundle has a metric head::
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 import os
 import time
 from typing import Any, Callable, Iterator, Optional, Sequence, Union
@@ -130,6 +130,11 @@ def readout_settings(bundle: Bundle, score: Optional[str] = None,
 
 def _score(bundle: Bundle, name: str) -> AnomalyScore:
     return make_score(name, bundle.anomaly.statistics, bundle.outlier_class)
+
+
+@lru_cache(maxsize=8)
+def _score_range(score: AnomalyScore, num_classes: int) -> tuple[float, float]:
+    return score.range(num_classes)
 
 
 @dataclass(frozen=True)
@@ -389,7 +394,7 @@ class Segmenter:
                 None if asked is None else asked.thresholds,
                 partial(regions.scores, asked) if asked is not None and seen.embeds else None)
             components = None
-            if wanted & {REGIONS, TEACHABLE} or taught is not None:
+            if REGIONS in wanted or taught is not None:
                 components = (find_regions(result.anomaly_mask) if regions is None
                               else regions.find(result.anomaly_mask)[0])
             compared: tuple[TaughtRegion, ...] = ()
@@ -406,7 +411,7 @@ class Segmenter:
                 taught=taught, taught_regions=compared,
                 pixel_features=output.pixel_features[index] if FEATURES in wanted else None,
                 teachable=None if TEACHABLE not in wanted else TeachableFrame.of(
-                    (frame.height, frame.width), size, components,
+                    (frame.height, frame.width), result.anomaly_mask,
                     1 - output.no_object_probabilities[index], host_array(masks),
                     output.pixel_features[index]),
                 query_version=(None if not maps & QUERY_MAPS
@@ -414,7 +419,7 @@ class Segmenter:
                 classes=self.bundle.classes,
                 palette=self._palette if taught is None else taught.palette,
                 network_size=self.network_size,
-                anomaly_range=settings.score.range(self.bundle.num_classes),
+                anomaly_range=_score_range(settings.score, self.bundle.num_classes),
                 preprocess_ms=output.preprocess_ms,
                 network_ms=output.network_ms, readout_ms=readout_ms)
 

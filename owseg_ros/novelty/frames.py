@@ -31,7 +31,7 @@ from typing import Optional, Union
 
 import cv2
 import numpy as np
-from owseg_ros.language.regions import Region
+from owseg_ros.language.regions import find_regions, Region
 from owseg_ros.novelty.arrays import NoveltyError
 from owseg_ros.novelty.region_features import region_features
 
@@ -80,32 +80,43 @@ class TeachableFrame:
     """
     A frame in which something can be pointed at.
 
-    image_size, size: (height, width) of the camera image and of the maps. regions: anomalous, in
-    pixels of the maps. objectness: float32 [N], how surely each mask of the network is an object.
-    masks: uint8 [N, ceil(h w / 8)], bits of their cells, set where they are above one half.
-    pixel_features: float32 [C, h, w].
+    image_size, size: (height, width) of the camera image and of the maps. anomalous: uint8
+    [ceil(H W / 8)], bits of the anomaly mask. objectness: float32 [N], how surely each mask of
+    the network is an object. masks: uint8 [N, ceil(h w / 8)], bits of their cells, set where they
+    are above one half. pixel_features: float32 [C, h, w].
     """
 
     image_size: tuple[int, int]
     size: tuple[int, int]
-    regions: tuple[Region, ...]
+    anomalous: np.ndarray
     objectness: np.ndarray
     masks: np.ndarray
     pixel_features: np.ndarray
 
     @classmethod
-    def of(cls, image_size: tuple[int, int], size: tuple[int, int], regions: Sequence[Region],
-           objectness: np.ndarray, mask_logits: np.ndarray,
-           pixel_features: np.ndarray) -> TeachableFrame:
-        """Return a frame; mask_logits: float32 [N, h, w], the other arguments as the fields."""
+    def of(cls, image_size: tuple[int, int], anomaly_mask: np.ndarray, objectness: np.ndarray,
+           mask_logits: np.ndarray, pixel_features: np.ndarray) -> TeachableFrame:
+        """
+        Return a frame.
+
+        anomaly_mask: uint8 [H, W] of the maps, non-zero is anomalous; mask_logits: float32 [N, h,
+        w]; both may be overwritten afterwards. The other arguments are kept as the fields.
+        """
         bits = np.packbits((mask_logits > 0).reshape(len(mask_logits), -1), axis=1)
-        return cls(image_size, size, tuple(regions), objectness, bits, pixel_features)
+        return cls(image_size, anomaly_mask.shape, np.packbits(anomaly_mask), objectness, bits,
+                   pixel_features)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Return the anomalous regions in pixels of the maps, found anew: few frames are asked."""
+        inside = np.unpackbits(self.anomalous, count=self.size[0] * self.size[1])
+        return find_regions(inside.reshape(self.size))
 
     @property
     def nbytes(self) -> int:
         """Return the memory that it takes, but for a few hundred bytes."""
         return (self.pixel_features.nbytes + self.masks.nbytes + self.objectness.nbytes
-                + sum(region.inside.nbytes for region in self.regions))
+                + self.anomalous.nbytes)
 
     def pick(self, place: Place) -> tuple[Region, str]:
         """
@@ -132,10 +143,11 @@ class TeachableFrame:
             region.box, self.image_size[::-1] * 2, self.size[::-1] * 2))
 
     def _by_number(self, place: RegionNumber) -> Region:
-        if not 0 <= place.number < len(self.regions):
-            there = (f'it has {len(self.regions)}, from 0 on' if self.regions else 'it has none')
+        regions = self.regions
+        if not 0 <= place.number < len(regions):
+            there = f'it has {len(regions)}, from 0 on' if regions else 'it has none'
             raise NoveltyError(f'the frame has no anomalous region {place.number}: {there}')
-        return self.regions[place.number]
+        return regions[place.number]
 
     def _at(self, place: Pixel) -> tuple[Region, str]:
         height, width = self.image_size

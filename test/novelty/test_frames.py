@@ -14,7 +14,7 @@
 """Pointing at something in a frame that was seen lately."""
 
 import numpy as np
-from owseg_ros.language.regions import Region
+from owseg_ros.language.regions import find_regions, Region
 from owseg_ros.novelty import NoveltyError, RecentFrames, TeachableFrame
 from owseg_ros.novelty.frames import Box, Pixel, RegionNumber, seconds_text
 from owseg_ros.novelty.region_features import mask_features
@@ -32,7 +32,16 @@ def frame(regions=(), masks=(), objectness=None, image=SIZE, size=SIZE, seed=0):
     features = np.random.default_rng(seed).normal(size=(5, *CELLS)).astype(np.float32)
     if objectness is None:
         objectness = np.linspace(0.1, 0.9, len(logits))
-    return TeachableFrame.of(image, size, regions, np.float32(objectness), logits, features)
+    mask = np.zeros(size, np.uint8)
+    for region in regions:
+        mask[region.window][region.inside] = 255
+    return TeachableFrame.of(image, mask, np.float32(objectness), logits, features)
+
+
+def is_region(found, wanted):
+    """Return whether two regions are the same pixels."""
+    return (found.box, found.area) == (wanted.box, wanted.area) and np.array_equal(
+        found.inside, wanted.inside)
 
 
 def rectangle(left, top, right, bottom):
@@ -46,8 +55,9 @@ def test_a_pixel_means_the_anomalous_region_that_it_lies_in():
     ring[8:12, 8:12] = False
     regions = (Region(0, 0, ring, 384), rectangle(24, 8, 40, 24))
     seen = frame(regions, masks=[(0, 8, 0, 12)])
-    assert seen.pick(Pixel(2, 3)) == (regions[0], 'anomaly')
-    assert seen.pick(Pixel(39.9, 23)) == (regions[1], 'anomaly')
+    for pixel, wanted in ((Pixel(2, 3), regions[0]), (Pixel(39.9, 23), regions[1])):
+        region, kind = seen.pick(pixel)
+        assert kind == 'anomaly' and is_region(region, wanted)
     # In the hole of the ring, and right of the other: the network's mask.
     for pixel in (Pixel(10, 10), Pixel(40, 8)):
         region, kind = seen.pick(pixel)
@@ -103,7 +113,7 @@ def test_a_box_without_anomalies_means_the_mask_that_it_fits():
 def test_places_are_pixels_of_the_camera_image():
     region = rectangle(10, 10, 30, 30)
     seen = frame([region], image=(320, 480))
-    assert seen.pick(Pixel(105, 105))[0] is region
+    assert is_region(seen.pick(Pixel(105, 105))[0], region)
     assert seen.image_box(region) == (100, 100, 300, 300)
     assert seen.pick(Box(0, 0, 200, 200))[0].box == (10, 10, 20, 20)
     with pytest.raises(NoveltyError, match='480x320'):
@@ -158,9 +168,38 @@ def test_cameras():
     assert recent.stamps() == {'left': (2, 5, 10 ** 9), 'right': (1, 5, 5)}
 
 
+def test_what_a_frame_was_made_of_may_be_overwritten():
+    """Regions are found when somebody points at one, from what the frame kept itself."""
+    mask = np.zeros(SIZE, np.uint8)
+    mask[4:20, 4:20] = mask[0:10, 40:47] = 255
+    wanted = find_regions(mask.copy())
+    logits = np.full((1, *CELLS), 1.0, np.float32)
+    features = np.zeros((5, *CELLS), np.float32)
+    seen = TeachableFrame.of((320, 480), mask, np.ones(1, np.float32), logits, features)
+    before = seen.nbytes
+    mask[:] = 255
+    logits[:] = -1.0
+    for number in range(2):
+        assert is_region(seen.pick(RegionNumber(number))[0], wanted[number])
+    region, kind = seen.pick(Pixel(300, 300))
+    assert kind == 'mask' and region.area == SIZE[0] * SIZE[1]
+    assert seen.nbytes == before and not any(
+        np.shares_memory(kept, made) for kept in (seen.anomalous, seen.masks)
+        for made in (mask, logits))
+
+
+def test_the_mask_need_not_be_whole_bytes():
+    mask = np.zeros((37, 61), np.uint8)
+    mask[30:37, 50:61] = 1
+    seen = TeachableFrame.of(SIZE, mask, np.ones(1, np.float32),
+                             np.ones((1, *CELLS), np.float32), np.zeros((5, *CELLS), np.float32))
+    assert seen.size == (37, 61) and seen.anomalous.nbytes == -(-37 * 61 // 8)
+    assert [region.box for region in seen.regions] == [(50, 30, 61, 37)]
+
+
 def test_memory_is_bounded():
     one = frame([rectangle(0, 0, 10, 10)])
-    assert one.nbytes == 5 * 96 * 4 + 12 + 4 + 100
+    assert one.nbytes == 5 * 96 * 4 + 12 + 4 + 32 * 48 // 8
     recent = RecentFrames(3 * one.nbytes)
     for stamp in range(10):
         recent.add('', stamp, one)

@@ -51,7 +51,8 @@ def scene(left=YELLOW, right=CYAN):
         features[:3, :][(slice(None), *half)] = np.array(color)[:, None, None]
         logits[index][half] = 1.0
     features[3] = features[:3].mean(axis=0)
-    return TeachableFrame.of(SIZE, SIZE, (), np.ones(2, np.float32), logits, features)
+    return TeachableFrame.of(
+        SIZE, np.zeros(SIZE, np.uint8), np.ones(2, np.float32), logits, features)
 
 
 class Teaching:
