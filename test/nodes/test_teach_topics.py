@@ -25,7 +25,7 @@ from owseg_ros.novelty import PrototypeBook
 import pytest
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -41,7 +41,9 @@ RED, YELLOW, CYAN = (255, 0, 0), (255, 255, 0), (0, 255, 255)
 # Rows and columns well inside the two squares of the picture.
 LEFT, RIGHT = np.s_[40:72, 24:56], np.s_[40:72, 120:152]
 UNKNOWN = 254
-EVERY_STATUS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+# Kept for those that are matched late, or the answer to the first message might be missed.
+EVERY_STATUS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE,
+                          durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def squares(left=YELLOW, right=CYAN):
@@ -111,7 +113,10 @@ class Teacher:
     def show(self):
         """Send a frame and return its semantic mask."""
         wait_until(self.camera.matched)
-        wait_until(lambda: self.masks.subscription.get_publisher_count() > 0)
+        # Each end learns of the other by itself, and a map is made where the node's end has.
+        wait_until(lambda: any(
+            publisher.topic_name == self.masks.subscription.topic_name
+            and publisher.get_subscription_count() for publisher in self.node.publishers))
         sent = stamp_of(self.camera.send(self.picture))
         return image_to_array(self.masks.first(lambda mask: stamp_of(mask) == sent))
 
