@@ -31,6 +31,7 @@ from typing import Optional
 
 import cv2
 import numpy as np
+from owseg_ros.readout import kernels
 from owseg_ros.readout.levels import Levels, Plan, SCORE_TOLERANCES, Scratch
 from owseg_ros.readout.maps import ALL_MAPS, Maps, NO_QUERY, ReadoutSettings, UNLABELLED_ID
 from owseg_ros.readout.readout import check_shapes, Readout, Task
@@ -69,14 +70,16 @@ class _ClassFold:
         self.labels = np.empty(size, np.uint8) if want_labels else self.ids
         self.confidence = np.empty(size, np.uint8) if want_confidence else None
         self.score = np.empty(size, np.float32) if score is not None else None
-        self._need_ids = want_ids or want_labels or (score is not None and score.needs_ids)
-        self._need_best = self._need_ids or want_confidence or (
-            score is not None and score.needs_best)
+        self._need_best = want_ids or want_labels or want_confidence or (
+            score is not None and (score.needs_best or score.needs_ids))
 
     def __call__(self, scratch: Scratch, rows: slice, levels: np.ndarray) -> None:
-        best, ids, sums = self._fold(scratch, levels[:self._count])
-        if self.ids is not None:
-            self.ids[rows] = ids
+        size = levels.shape[1:]
+        best = ids = None
+        if self._need_best:
+            best = scratch.get('best', size)
+            ids = scratch.get('ids', size, np.uint8) if self.ids is None else self.ids[rows]
+            kernels.best_class(levels, self._count, best, ids)
         if self.labels is not self.ids:
             labels = self.labels[rows]
             labels[...] = ids
@@ -84,35 +87,11 @@ class _ClassFold:
         if self.confidence is not None:
             cv2.convertScaleAbs(best, dst=self.confidence[rows], alpha=255.0)
         if self.score is not None:
+            sums = [scratch.get(f'sum_{i}', size) for i in range(self._kind.sums)]
+            if sums:
+                self._kind.add_up(levels, self._count, sums, scratch.get('spare', size))
             plane = None if self._column is None else levels[self._column]
             self.score[rows] = self._kind.finish(sums, best, ids, plane)
-
-    def _fold(self, scratch: Scratch, levels: np.ndarray):
-        """Return best, ids and sums of these classes; those that nobody needs are None, []."""
-        size = levels.shape[1:]
-        spare = scratch.get('spare', size)
-        greater = scratch.get('greater', size, np.uint8)
-        best = scratch.get('best', size) if self._need_best else None
-        ids = scratch.get('ids', size, np.uint8) if self._need_ids else None
-        sums = [scratch.get(f'sum_{i}', size)
-                for i in range(0 if self._kind is None else self._kind.sums)]
-        for total in sums:
-            total.fill(0)
-        for k, level in enumerate(levels if self._need_best or sums else ()):
-            if self._need_best and not k:
-                np.copyto(best, level)
-                if self._need_ids:
-                    ids.fill(0)
-            elif self._need_best:
-                if self._need_ids:
-                    # greater is 0 or 255 and k exceeds every id so far: max() selects.
-                    cv2.compare(level, best, cv2.CMP_GT, dst=greater)
-                    np.bitwise_and(greater, np.uint8(k), out=greater)
-                    np.maximum(ids, greater, out=ids)
-                np.maximum(level, best, out=best)
-            if sums:
-                self._kind.add(level, sums, spare)
-        return best, ids, sums
 
 
 class _QueryFold:
@@ -124,32 +103,29 @@ class _QueryFold:
 
     def __init__(self, size: tuple[int, int], first: int, thresholds: np.ndarray,
                  want_mask: bool, want_score: bool, want_winning: bool):
-        self._first, self._thresholds = first, thresholds
+        self._first = first
+        # Rounded up, so that as float32 they are reached by the same scores.
+        self._thresholds = _not_below(thresholds)
         self.mask = np.full(size, NO_QUERY, np.uint8) if want_mask else None
         self.score = np.zeros(size, np.float32) if want_score else None
-        self.winning = np.empty(size, np.float32) if want_mask and want_winning else None
+        self.winning = (np.full(size, -np.inf, np.float32)
+                        if want_mask and want_winning else None)
 
     def __call__(self, scratch: Scratch, rows: slice, levels: np.ndarray) -> None:
-        levels = levels[self._first:]
-        size = levels.shape[1:]
-        best = scratch.get('best', size)
-        better = scratch.get('better', size, np.bool_)
-        reaches = scratch.get('reaches', size, np.bool_)
-        best.fill(-np.inf)
-        for q, level in enumerate(levels):
-            if self.score is not None:
-                highest = self.score[rows]
-                np.maximum(highest, level, out=highest)
-            if self.mask is not None and level.max() >= self._thresholds[q]:
-                np.greater(level, best, out=better)
-                np.greater_equal(level, self._thresholds[q], out=reaches)
-                np.logical_and(better, reaches, out=better)
-                np.copyto(best, level, where=better)
-                np.copyto(self.mask[rows], np.uint8(q), where=better)
-        if self.winning is not None:
-            self.winning[rows] = best
         if self.score is not None:
-            np.minimum(self.score[rows], 1, out=self.score[rows])
+            kernels.highest_query(levels, self._first, self._thresholds, self.score[rows])
+        if self.mask is not None:
+            winning = (scratch.get('best', levels.shape[1:]) if self.winning is None
+                       else self.winning[rows])
+            kernels.winning_query(levels, self._first, self._thresholds, NO_QUERY,
+                                  self.mask[rows], winning)
+
+
+def _not_below(numbers: np.ndarray) -> np.ndarray:
+    """Return the least float32 that are not below some numbers."""
+    found = np.asarray(numbers, np.float32)
+    below = found < np.asarray(numbers)
+    return np.where(below, np.nextafter(found, np.float32(np.inf)), found)
 
 
 @dataclass(frozen=True)
@@ -186,7 +162,8 @@ class CpuReadout(Readout):
         on their number.
     exact_fraction: of the last frame, the share of queries and blocks that needed evaluation.
 
-    One object serves one thread at a time. The maps that a call returns are the caller's own.
+    One object serves one thread at a time. The maps that a call returns are the caller's own. The
+    first object on a machine takes some seconds, see readout.kernels.
     """
 
     def __init__(self, tolerance: float = TOLERANCE, threads: int = 1):
@@ -194,6 +171,7 @@ class CpuReadout(Readout):
             raise ValueError(f'tolerance must be 0 or more, not {tolerance}')
         if threads < 0:
             raise ValueError(f'threads must be 0 (automatic) or more, not {threads}')
+        kernels.compile_all()
         self.tolerance = float(tolerance)
         self.threads = threads or min(_MAX_THREADS, cv2.getNumberOfCPUs())
         self._pool = (ThreadPoolExecutor(self.threads - 1, thread_name_prefix='owseg_readout')

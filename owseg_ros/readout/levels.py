@@ -46,9 +46,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import math
 
-import cv2
 import numpy as np
-from owseg_ros.readout.reference import interpolation_matrix
+from owseg_ros.readout import kernels
+from owseg_ros.readout.reference import interpolation_taps
 
 SCORE_TOLERANCES = 5
 # How much of the tolerance may go into queries that are left out altogether.
@@ -60,49 +60,42 @@ BLOCK_COLUMNS = 256
 # Bands have fewer rows where there are so many columns that L would have more floats than this.
 BAND_FLOATS = 1 << 20
 
-# BLAS libraries start threads for larger products, which stand in the way of ours. OpenBLAS does
-# above this number of multiplications.
-_SMALL_PRODUCT = 1 << 18
-_LEAST_WIDTH = 32
-
 
 @dataclass(frozen=True)
-class Band:
-    """Rows or columns out0:out1 of the network size, and the in0:in1 that they are made from."""
-
-    out0: int
-    out1: int
-    in0: int
-    in1: int
-
-
-class _Axis:
+class Taps:
     """
-    How one axis of the masks is resampled to network size, in bands.
+    Between which pixels of one axis those of another lie.
 
-    scale: the whole factor between the sizes, else 0; bands then consist of whole input pixels.
+    first, second: int64 [n], pixels of the one; share: float32 [n], of the second of them.
     """
 
-    def __init__(self, size_in: int, size_out: int):
-        self.scale = 0 if size_out % size_in else size_out // size_in
-        self._size = size_out
-        self._matrix = interpolation_matrix(size_in, size_out).astype(np.float32)
+    first: np.ndarray
+    second: np.ndarray
+    share: np.ndarray
 
-    def bands(self, length: int) -> list[Band]:
-        """Return bands of about so many output pixels that cover the axis."""
-        unit = self.scale or 1
-        count = max(1, round(self._size / length))
-        edges = unit * np.unique(
-            np.linspace(0, self._size // unit, count + 1).round().astype(int))
-        return [self._band(*pair) for pair in zip(edges[:-1].tolist(), edges[1:].tolist())]
+    @classmethod
+    def between(cls, size_in: int, size_out: int) -> Taps:
+        """Return those of linear resampling, see reference.interpolation_taps."""
+        first, second, share = interpolation_taps(size_in, size_out)
+        # No more pixels than are needed: a band of masks of L's own size has their rows only.
+        second = np.where(share > 0, second, first)
+        return cls(first.astype(np.int64), second.astype(np.int64), share.astype(np.float32))
 
-    def _band(self, start: int, stop: int) -> Band:
-        used = np.flatnonzero(self._matrix[start:stop].any(axis=0))
-        return Band(start, stop, int(used[0]), int(used[-1]) + 1)
+    def part(self, start: int, stop: int, origin: int = 0) -> Taps:
+        """Return those of some pixels, of an axis that begins at `origin`."""
+        return Taps(self.first[start:stop] - origin, self.second[start:stop] - origin,
+                    self.share[start:stop])
 
-    def weights(self, band: Band) -> np.ndarray:
-        """Return the float32 [out, in] matrix of a band."""
-        return np.ascontiguousarray(self._matrix[band.out0:band.out1, band.in0:band.in1])
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return first, second and share."""
+        return self.first, self.second, self.share
+
+
+def _edges(size: int, unit: int, length: int) -> np.ndarray:
+    """Return where parts of about so many pixels begin, in whole units, and the end, int64."""
+    count = max(1, round(size / length))
+    return unit * np.unique(np.linspace(0, size // unit, count + 1).round().astype(np.int64))
 
 
 class Scratch:
@@ -130,81 +123,46 @@ class Plan:
     The bands and blocks of one geometry.
 
     mask_size, network_size, output_size: (height, width); columns: those of S.
-    bands: rows of the network size; output_rows: the rows of the output that each band completes.
+    bands: (start, stop) rows of the network size; output_rows: the rows of the output that each
+    band completes.
     """
 
     def __init__(self, mask_size: tuple[int, int], network_size: tuple[int, int],
                  output_size: tuple[int, int], columns: int):
         self.network_size, self.output_size = network_size, output_size
-        rows, across = (_Axis(*sizes) for sizes in zip(mask_size, network_size))
-        self.scale = rows.scale, across.scale
+        self.same = mask_size == network_size
+        rows, self.across = (Taps.between(*sizes) for sizes in zip(mask_size, network_size))
+        down, factor = (0 if large % small else large // small
+                        for small, large in zip(mask_size, network_size))
         most = BAND_FLOATS // max(1, columns * network_size[1])
-        self.bands = rows.bands(max(1, min(BLOCK_ROWS, most)))
-        self.blocks = across.bands(BLOCK_COLUMNS)
-        self.row_weights = [rows.weights(band) for band in self.bands]
-        self.block_weights = [np.ascontiguousarray(across.weights(block).T)
-                              for block in self.blocks]
+        edges = _edges(network_size[0], down or 1, max(1, min(BLOCK_ROWS, most))).tolist()
+        self.bands = list(zip(edges[:-1], edges[1:]))
+        self.rows = [rows.part(*band) for band in self.bands]
+        self.most_lines = max(int(taps.second[-1] - taps.first[0]) + 1 for taps in self.rows)
+        self.block_edges = _edges(network_size[1], factor or 1, BLOCK_COLUMNS)
+        self.widest_block = int(np.diff(self.block_edges).max())
+        # How far behind the pixel to its left each pixel lies, for kernels._stretch_whole.
+        phase = np.arange(factor)
+        self.phases = ((2 * phase + 1 - factor) / (2 * max(1, factor))
+                       + (2 * phase + 1 < factor)).astype(np.float32)
         self.resampled = network_size != output_size
-        self.output_rows = [slice(band.out0, band.out1) for band in self.bands]
-        self.output_weights: list[np.ndarray] = []
+        self.output_rows = [slice(*band) for band in self.bands]
         if self.resampled:
-            self._plan_output(interpolation_matrix(
-                network_size[0], output_size[0]).astype(np.float32))
+            self._plan_output()
 
-    def _plan_output(self, matrix: np.ndarray) -> None:
+    def _plan_output(self) -> None:
         """
-        Find the rows of the output that each band completes, and their weights.
+        Find the rows of the output that each band completes.
 
-        A row is made from two rows of the network size at most: of the band that has the second
-        one, or of that and the last row of the band before, which is why bands begin with it.
+        A row is made from two rows of the network size, of the band that has the second one, or
+        of that and the last row of the band before, which is why bands begin with it.
         """
-        last = matrix.shape[1] - 1 - (matrix[:, ::-1] != 0).argmax(axis=1)
-        edges = [0, *np.searchsorted(last, [band.out1 for band in self.bands]).tolist()]
+        rows, self.output_across = (
+            Taps.between(*sizes) for sizes in zip(self.network_size, self.output_size))
+        edges = [0, *np.searchsorted(rows.second, [stop for _, stop in self.bands]).tolist()]
         self.output_rows = [slice(*pair) for pair in zip(edges[:-1], edges[1:])]
-        for rows, band in zip(self.output_rows, self.bands):
-            self.output_weights.append(
-                np.ascontiguousarray(matrix[rows, max(0, band.out0 - 1):band.out1]))
-
-    def enlarge(self, scratch: Scratch, planes: np.ndarray, j: int, i: int,
-                spare: int = 0) -> np.ndarray:
-        """
-        Return planes [n, in, in] of block i of band j at network size, [n + spare, out, out].
-
-        The spare planes at the end have anything in them.
-        """
-        block, scale = self.blocks[i], self.scale[1]
-        count, height, width = planes.shape
-        if scale > 1:
-            wide = scratch.get('wide', (count, height, width * scale))
-            cv2.resize(np.ascontiguousarray(planes).reshape(-1, width),
-                       (width * scale, count * height), dst=wide.reshape(-1, width * scale),
-                       interpolation=cv2.INTER_LINEAR)
-            left = block.out0 - block.in0 * scale
-            planes = wide[:, :, left:left + block.out1 - block.out0]
-        elif not scale:
-            weights = self.block_weights[i]
-            wide = scratch.get('wide', (count, height, weights.shape[1]))
-            np.matmul(planes, weights, out=wide)
-            planes = wide
-        rows = self.row_weights[j]
-        full = scratch.get('full', (count + spare, len(rows), planes.shape[2]))
-        np.matmul(rows, planes, out=full[:count])
-        return full
-
-
-def product(weights: np.ndarray, planes: np.ndarray, out: np.ndarray) -> None:
-    """Write weights [c, n] times planes [n, rows, width] to out [c, rows, width], in pieces."""
-    (columns, count), width = weights.shape, planes.shape[2]
-    most = max(1, min(columns, _SMALL_PRODUCT // (count * _LEAST_WIDTH)))
-    height = -(-columns // -(-columns // most))
-    most = max(_LEAST_WIDTH, _SMALL_PRODUCT // (count * height))
-    step = -(-width // -(-width // most))
-    for top in range(0, columns, height):
-        some = weights[top:top + height]
-        for left in range(0, width, step):
-            across = slice(left, left + step)
-            np.matmul(some, planes[:, :, across].transpose(1, 0, 2),
-                      out=out[top:top + height, :, across].transpose(1, 0, 2))
+        self.output_taps = [rows.part(part.start, part.stop, band[0] - 1)
+                            for part, band in zip(self.output_rows, self.bands)]
 
 
 class Levels:
@@ -218,125 +176,74 @@ class Levels:
 
     def __init__(self, plan: Plan, mask_logits: np.ndarray, matrix: np.ndarray,
                  num_classes: int, tolerance: float):
-        self._plan, self._masks = plan, mask_logits
+        self._plan = plan
+        self._masks = np.ascontiguousarray(mask_logits, np.float32)
         # sigmoid(x) = (1 + tanh(x / 2)) / 2: the halves go into the weights and the argument.
-        weights = np.ascontiguousarray(np.multiply(matrix, 0.5, dtype=np.float32).T)
+        weights = np.multiply(matrix, 0.5, dtype=np.float32)
         # What a query may do to each column, and last to RbA, in tolerances.
         stakes = np.concatenate([
-            np.abs(weights), weights[:num_classes].sum(axis=0)[None] / SCORE_TOLERANCES])
-        worst = stakes.max(axis=0)
+            np.abs(weights), weights[:, :num_classes].sum(axis=1)[:, None] / SCORE_TOLERANCES],
+            axis=1)
+        worst = stakes.max(axis=1)
         order = np.argsort(worst)
-        lost = 2 * np.cumsum(stakes[:, order], axis=1).max(axis=0)
+        lost = 2 * np.cumsum(stakes[order], axis=0).max(axis=1)
         gone = min(int((lost <= LEFT_OUT * tolerance).sum()), len(order) - 1)
         self._kept = np.sort(order[gone:])
         self._tolerance = np.float32(tolerance - (lost[gone - 1] if gone else 0))
-        self._weights = np.ascontiguousarray(weights[:, self._kept])
-        self._offsets = self._weights.sum(axis=1)
-        self._stakes, self._worst = stakes[:, self._kept], worst[self._kept]
+        self._weights = np.zeros((len(self._kept) + 1, matrix.shape[1]), np.float32)
+        self._weights[:-1] = weights[self._kept]
+        self._offsets = self._weights.sum(axis=0)
+        self._stakes, self._worst = stakes[self._kept], worst[self._kept]
         self._evaluated = [0] * len(plan.bands)
 
     @property
     def exact_fraction(self) -> float:
         """Return the share of all queries and blocks that was evaluated exactly."""
         plan = self._plan
-        return sum(self._evaluated) / (len(plan.bands) * len(plan.blocks) * len(self._masks))
+        blocks = len(plan.bands) * (len(plan.block_edges) - 1)
+        return sum(self._evaluated) / (blocks * len(self._masks))
 
     def walk(self, scratch: Scratch, bands: range) -> Iterator[tuple[slice, np.ndarray]]:
         """
         Yield (rows, L), slices of the output size that together are the rows of these bands.
 
-        L: float32 [columns, rows, width], C-contiguous planes that the next step overwrites.
+        L: float32 [columns, rows, width], C-contiguous, which the next step overwrites.
         bands: consecutive indices of plan.bands.
         """
-        plan, columns = self._plan, len(self._weights)
-        width, resampled = plan.network_size[1], plan.resampled
-        last = scratch.get('last', (columns, width))
+        plan, columns = self._plan, len(self._offsets)
         # A row of the output may need the last row of the band before.
-        for j in range(max(0, bands.start - resampled), bands.stop):
-            band = plan.bands[j]
-            buffer = scratch.get('levels', (columns, 1 + band.out1 - band.out0, width))
-            levels = buffer[:, 1:]
-            self._fill(scratch, j, levels)
+        above = int(plan.resampled)
+        last = scratch.get('last', (columns, plan.network_size[1]))
+        for j in range(max(0, bands.start - above), bands.stop):
+            levels = self._band(scratch, j, above)
+            if above:
+                levels[:, 0] = last
+                last[...] = levels[:, -1]
             rows = plan.output_rows[j]
             if j >= bands.start and rows.start < rows.stop:
-                if resampled:
-                    buffer[:, 0] = last
-                    yield rows, self._resample(scratch, buffer if j else levels, j)
-                else:
-                    yield rows, levels
-            if resampled:
-                last[...] = levels[:, -1]
+                yield rows, self._resample(scratch, levels, j) if above else levels
+
+    def _band(self, scratch: Scratch, j: int, above: int) -> np.ndarray:
+        """Return L of band j at network size, [columns, above + rows, width]."""
+        plan, taps = self._plan, self._plan.rows[j]
+        count, columns, lines = len(self._kept), len(self._offsets), plan.most_lines
+        low, block = self._masks.shape[2], plan.widest_block
+        levels = scratch.get(
+            'levels', (columns, above + len(taps.share), plan.network_size[1]))
+        self._evaluated[j] = kernels.fill_band(
+            self._masks, self._kept, self._weights, self._offsets, self._stakes, self._worst,
+            self._tolerance, plan.same, *taps.arrays, *plan.across.arrays, plan.phases,
+            plan.block_edges, levels, above,
+            scratch.get('tanh', (count, lines, low)), scratch.get('rest', (columns, lines, low)),
+            scratch.get('wide_rest', (columns, lines, block)),
+            scratch.get('wide', (count, lines, block)),
+            scratch.get('lines', (kernels.TOGETHER, 1, block)))
+        return levels
 
     def _resample(self, scratch: Scratch, levels: np.ndarray, j: int) -> np.ndarray:
         """Return the rows of the output that band j completes, [columns, rows, width]."""
-        weights, columns, width = self._plan.output_weights[j], *levels.shape[::2]
-        tall = np.matmul(weights, levels, out=scratch.get('tall', (columns, len(weights), width)))
-        wanted = self._plan.output_size[1]
-        if wanted == width:
-            return tall
-        resized = scratch.get('resized', (columns, len(weights), wanted))
-        cv2.resize(tall.reshape(-1, width), (wanted, columns * len(weights)),
-                   dst=resized.reshape(-1, wanted), interpolation=cv2.INTER_LINEAR)
+        plan, taps = self._plan, self._plan.output_taps[j]
+        resized = scratch.get('resized', (len(levels), len(taps.share), plan.output_size[1]))
+        kernels.resample(levels, *taps.arrays, *plan.output_across.arrays,
+                         scratch.get('line', (levels.shape[2],)), resized)
         return resized
-
-    def _fill(self, scratch: Scratch, j: int, levels: np.ndarray) -> None:
-        """Write L of band j, [columns, rows, width] at network size."""
-        plan, band = self._plan, self._plan.bands[j]
-        masks = self._masks[:, band.in0:band.in1]
-        if len(self._kept) < len(masks):
-            masks = masks[self._kept]
-        tanh = scratch.get('tanh', masks.shape)
-        np.multiply(masks, np.float32(0.5), out=tanh, casting='same_kind')
-        np.tanh(tanh, out=tanh)
-        low = scratch.get('low', (len(levels), *masks.shape[1:]))
-        product(self._weights, tanh, low)
-        np.add(low, self._offsets[:, None, None], out=low)
-        if plan.scale == (1, 1):
-            levels[...] = low
-            return
-        chosen = self._choose(tanh)
-        for i, queries in enumerate(chosen):
-            block = plan.blocks[i]
-            self._fill_block(scratch, j, i, tanh, low, queries,
-                             levels[:, :, block.out0:block.out1])
-        self._evaluated[j] = sum(map(len, chosen))
-
-    def _choose(self, tanh: np.ndarray) -> list[np.ndarray]:
-        """Return the queries to evaluate exactly in each block of a band."""
-        high, low = tanh.max(axis=1), tanh.min(axis=1)
-        spread = np.stack([
-            high[:, block.in0:block.in1].max(axis=1) - low[:, block.in0:block.in1].min(axis=1)
-            for block in self._plan.blocks], axis=1)
-        order = np.argsort(self._worst[:, None] * spread, axis=0)
-        changes = self._stakes[:, order] * np.take_along_axis(spread, order, axis=0)
-        totals = np.cumsum(changes, axis=1, out=changes).max(axis=0)
-        replaced = (totals <= self._tolerance).sum(axis=0)
-        return [np.sort(order[replaced[i]:, i]) for i in range(len(replaced))]
-
-    def _fill_block(self, scratch: Scratch, j: int, i: int, tanh: np.ndarray, low: np.ndarray,
-                    queries: np.ndarray, levels: np.ndarray) -> None:
-        """Write L of a block: some queries exactly, the others from low resolution."""
-        plan, count, columns = self._plan, len(queries), len(self._weights)
-        band, across = plan.bands[j], slice(plan.blocks[i].in0, plan.blocks[i].in1)
-        share, low = self._weights[:, queries], low[:, :, across]
-        if not count:
-            levels[...] = plan.enlarge(scratch, low, j, i)
-            return
-        # The first planes are mask logits, the others L at low resolution without the part of
-        # these queries: all are enlarged at once. Where all queries are exact nothing is left.
-        rest = columns if count < len(self._kept) else 0
-        planes = scratch.get('planes', (count + rest, *low.shape[1:]))
-        np.multiply(self._masks[self._kept[queries], band.in0:band.in1, across], np.float32(0.5),
-                    out=planes[:count], casting='same_kind')
-        if rest:
-            product(share, tanh[queries, :, across], planes[count:])
-            np.subtract(low, planes[count:], out=planes[count:])
-        full = plan.enlarge(scratch, planes, j, i, spare=not rest)
-        np.tanh(full[:count], out=full[:count])
-        if rest:
-            product(share, full[:count], levels)
-            np.add(levels, full[count:], out=levels)
-        else:
-            # The constant part of the sigmoids is one more plane.
-            full[count] = 1
-            product(np.concatenate([share, self._offsets[:, None]], axis=1), full, levels)

@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 from owseg_ros.bundle import ClassStatistics
 from owseg_ros.errors import OwsegError
+from owseg_ros.readout import kernels
 
 # exp(80) times 254 classes is finite in float32; L beyond it is certainty anyway.
 _LARGEST_EXPONENT = np.float32(80)
@@ -78,6 +79,14 @@ class AnomalyScore:
         float32 [H, W] to compute in.
         """
 
+    def add_up(self, levels: np.ndarray, count: int, sums: list[np.ndarray],
+               spare: np.ndarray) -> None:
+        """Write the sums of the first planes L_k, float32 [*, H, W]; the others as for `add`."""
+        for total in sums:
+            total.fill(0)
+        for level in levels[:count]:
+            self.add(level, sums, spare)
+
     def finish(self, sums: list[np.ndarray], best: Optional[np.ndarray],
                ids: Optional[np.ndarray], plane: Optional[np.ndarray]) -> np.ndarray:
         """
@@ -103,7 +112,17 @@ class AnomalyScore:
         return found[0], found[1]
 
 
-class Rba(AnomalyScore):
+class _RejectedByAll(AnomalyScore):
+    """What is built on how much the classes accept a pixel: sums[0] is sum_k sigma(L_k)."""
+
+    sums = 1
+
+    def finish(self, sums, best, ids, plane):
+        """Return 1 - sum_k sigma(L_k)."""
+        return np.subtract(np.float32(1), sums[0])
+
+
+class Rba(_RejectedByAll):
     """
     RbA, "rejected by all": 1 - sum_k tanh(L_k) (RbA eqs 3 to 5).
 
@@ -112,19 +131,18 @@ class Rba(AnomalyScore):
     """
 
     name = 'rba'
-    sums = 1
 
     def add(self, level, sums, spare):
         """Add tanh(L_k)."""
         np.tanh(level, out=spare)
         sums[0] += spare
 
-    def finish(self, sums, best, ids, plane):
-        """Return 1 - sum_k tanh(L_k)."""
-        return np.subtract(np.float32(1), sums[0])
+    def add_up(self, levels, count, sums, spare):
+        """Write sum_k tanh(L_k), to 1e-6 a class."""
+        kernels.sum_tanh(levels, count, sums[0])
 
 
-class RbaExponential(Rba):
+class RbaExponential(_RejectedByAll):
     """RbA with sigma(L) = 1 - exp(-L): 1 - sum_k (1 - exp(-L_k)) (RbA eq 4, another sigma)."""
 
     name = 'rba_exponential'
@@ -136,7 +154,7 @@ class RbaExponential(Rba):
         sums[0] -= spare
 
 
-class RbaSoftsign(Rba):
+class RbaSoftsign(_RejectedByAll):
     """RbA with sigma(L) = L / (1 + L): 1 - sum_k L_k / (1 + L_k) (RbA eq 4, another sigma)."""
 
     name = 'rba_softsign'
@@ -148,7 +166,7 @@ class RbaSoftsign(Rba):
         sums[0] += spare
 
 
-class RbaClipped(Rba):
+class RbaClipped(_RejectedByAll):
     """RbA with sigma(L) = min(L, 1): 1 - sum_k min(L_k, 1) (RbA eq 4, another sigma)."""
 
     name = 'rba_clipped'

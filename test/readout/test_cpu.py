@@ -29,7 +29,7 @@ from support.readouts import (
 BLOCKS = [
     {'BLOCK_ROWS': levels.BLOCK_ROWS},
     {'BLOCK_ROWS': 5, 'BLOCK_COLUMNS': 16},
-    {'BLOCK_ROWS': 16, 'BLOCK_COLUMNS': 13, '_SMALL_PRODUCT': 1 << 10},
+    {'BLOCK_ROWS': 16, 'BLOCK_COLUMNS': 13},
     {'BLOCK_ROWS': 3, 'BLOCK_COLUMNS': 99, 'BAND_FLOATS': 1000},
 ]
 

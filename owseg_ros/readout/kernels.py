@@ -1,0 +1,420 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The inner loops of the readout on the CPU, compiled by numba; readout.levels and cpu call them.
+
+`compile_all` compiles them, some seconds once on a machine: numba keeps the code beside this file,
+or in the user's cache where it cannot write there (NUMBA_CACHE_DIR chooses another folder). They
+run without the interpreter's lock, on arrays whose types and layout their signatures fix.
+
+Loops run over one-dimensional views with indices from 0 and call nothing, which is what the
+compiler makes vector instructions of.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any, Callable
+
+import numba
+from numba import float32, int32
+import numpy as np
+
+_LOG = logging.getLogger(__name__)
+
+# No infinities are ruled out: a score of -inf means none.
+_OPTIONS: dict[str, Any] = {
+    'nogil': True, 'error_model': 'numpy', 'fastmath': {'nnan', 'nsz', 'contract'}}
+# Queries that are summed together, so that a class score is read and written once for all.
+TOGETHER = 4
+
+# Seconds that reading compiled code from disk does not take.
+_LONG = 2.0
+
+_SIGNATURES: dict[Callable, str] = {}
+_LOCK = threading.Lock()
+
+_inner = numba.njit(**_OPTIONS)
+
+
+def _compiled(signature: str) -> Callable[[Callable], Callable]:
+    """Make a function one that `compile_all` compiles, for this signature only."""
+    def register(function: Callable) -> Callable:
+        try:
+            dispatcher = numba.njit(cache=True, **_OPTIONS)(function)
+        except RuntimeError as error:
+            # Numba raises this where it may write to none of its folders.
+            _LOG.warning('the readout is compiled at every start: %s; set NUMBA_CACHE_DIR to a '
+                         'folder that can be written', error)
+            dispatcher = _inner(function)
+        _SIGNATURES[dispatcher] = signature
+        return dispatcher
+    return register
+
+
+def compile_all() -> None:
+    """Compile the functions of this module that are not compiled yet, or read them from disk."""
+    with _LOCK:
+        begun = time.monotonic()
+        for dispatcher in list(_SIGNATURES):
+            dispatcher.compile(_SIGNATURES[dispatcher])
+            dispatcher.disable_compile()
+            del _SIGNATURES[dispatcher]
+        if time.monotonic() - begun > _LONG:
+            _LOG.info('compiled the readout in %.0f s; the next start takes it from disk',
+                      time.monotonic() - begun)
+
+
+@_inner
+def _tanh(x):
+    """
+    Return tanh(x) to 1e-6.
+
+    The odd rational function of degrees 9 and 6 that errs least on [-8, 8], where tanh is 1.
+    """
+    x = min(max(x, float32(-8)), float32(8))
+    square = x * x
+    top = float32(-6.01998866e-09) * square + float32(7.08344704e-06)
+    top = top * square + float32(2.68449487e-03)
+    top = top * square + float32(1.26997814e-01)
+    top = top * square + float32(9.99999065e-01)
+    bottom = float32(1.95299032e-04) * square + float32(2.27973889e-02)
+    bottom = bottom * square + float32(4.60327741e-01)
+    bottom = bottom * square + float32(1)
+    return x * top / bottom
+
+
+@_inner
+def _half_tanh(row, out):
+    for x in range(len(out)):
+        out[x] = _tanh(float32(0.5) * row[x])
+
+
+@_inner
+def _blend(first, second, share, out):
+    """Write a row between two rows."""
+    rest = float32(1) - share
+    for x in range(len(out)):
+        out[x] = rest * first[x] + share * second[x]
+
+
+@_inner
+def _blend_tanh(first, second, share, out):
+    rest = float32(1) - share
+    for x in range(len(out)):
+        out[x] = _tanh(rest * first[x] + share * second[x])
+
+
+@_inner
+def _stretch(row, first, second, share, origin, gain, out):
+    """Write gain times a row between pairs of its pixels; origin: of their indices."""
+    for x in range(len(out)):
+        left, right = row[first[x] - origin], row[second[x] - origin]
+        out[x] = gain * (left + share[x] * (right - left))
+
+
+@_inner
+def _stretch_whole(row, start, phases, gain, out):
+    """
+    Write gain times a row stretched by a whole factor.
+
+    start: index in the row of the pixel in which `out` begins. phases: how far behind the pixel
+    to its left each of the output's pixels in a pixel of the row lies, [factor].
+    """
+    factor = len(phases)
+    count = len(out) // factor
+    for phase in range(factor):
+        share = gain * phases[phase]
+        rest = gain - share
+        left = start - 1 if 2 * phase + 1 < factor else start
+        # The row goes on as its first and its last pixel.
+        begin = 1 if left < 0 else 0
+        end = count - 1 if left + count >= len(row) else count
+        if begin:
+            out[phase] = gain * row[0]
+        if end < count:
+            out[factor * end + phase] = gain * row[len(row) - 1]
+        first, second = row[left + begin:left + end], row[left + begin + 1:left + end + 1]
+        strided = out[factor * begin + phase:]
+        for x in range(len(first)):
+            strided[factor * x] = rest * first[x] + share * second[x]
+
+
+@_inner
+def _add_one(row, a, b, c, d, wa, wb, wc, wd):
+    for x in range(len(row)):
+        row[x] += wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x]
+
+
+@_inner
+def _add_two(row, other, a, b, c, d, wa, wb, wc, wd, va, vb, vc, vd):
+    for x in range(len(row)):
+        row[x] = row[x] + wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x]
+        other[x] = other[x] + va * a[x] + vb * b[x] + vc * c[x] + vd * d[x]
+
+
+@_inner
+def _add_queries(levels, y, start, stop, planes, line, begin, p, q, r, s, weights, a, b, c, d):
+    """
+    Add four queries to a row of L, from start to stop.
+
+    planes [*, rows, width]: their row `line` from `begin` on, at indices p, q, r and s; weights
+    [*, columns]: at rows a, b, c and d.
+    """
+    end = begin + stop - start
+    first, second = planes[p, line, begin:end], planes[q, line, begin:end]
+    third, fourth = planes[r, line, begin:end], planes[s, line, begin:end]
+    columns = len(levels)
+    for k in range(0, columns - 1, 2):
+        _add_two(levels[k, y, start:stop], levels[k + 1, y, start:stop],
+                 first, second, third, fourth,
+                 weights[a, k], weights[b, k], weights[c, k], weights[d, k],
+                 weights[a, k + 1], weights[b, k + 1], weights[c, k + 1], weights[d, k + 1])
+    if columns % 2:
+        k = columns - 1
+        _add_one(levels[k, y, start:stop], first, second, third, fourth,
+                 weights[a, k], weights[b, k], weights[c, k], weights[d, k])
+
+
+@_inner
+def _spread(planes, n, rows, start, stop):
+    """Return by how much a plane's values differ at most in a window."""
+    high, low = planes[n, 0, start], planes[n, 0, start]
+    for y in range(rows):
+        row = planes[n, y, start:stop]
+        for x in range(len(row)):
+            high, low = max(high, row[x]), min(low, row[x])
+    return high - low
+
+
+@_inner
+def _replaceable(order, spread, stakes, tolerance):
+    """Return how many of the queries, taken in this order, change no column by more."""
+    changes = np.zeros(stakes.shape[1], np.float32)
+    for count in range(len(order)):
+        query = order[count]
+        for column in range(len(changes)):
+            changes[column] += stakes[query, column] * spread[query]
+            if changes[column] > tolerance:
+                return count
+    return len(order)
+
+
+@_compiled(
+    'int64(float32[:,:,::1], int64[::1], float32[:,::1], float32[::1], float32[:,::1],'
+    'float32[::1], float32, boolean, int64[::1], int64[::1], float32[::1], int64[::1], int64[::1],'
+    'float32[::1], float32[::1], int64[::1], float32[:,:,::1], int64, float32[:,:,::1],'
+    'float32[:,:,::1], float32[:,:,::1], float32[:,:,::1], float32[:,:,::1])')
+def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
+              row_first, row_second, row_share, column_first, column_second, column_share, phases,
+              edges, levels, top, tanh, rest, wide_rest, wide, lines):
+    """
+    Write L of a band of rows and return how many queries were evaluated exactly, in all blocks.
+
+    masks: [N, h, w] mask logits. kept: [n], the queries that matter; weights: [n + 1, columns],
+    half of S for them and a row of zeros; offsets: [columns], the sums of weights. stakes [n, *],
+    worst [n], tolerance: see readout.levels.Levels. same: masks have the size of L.
+    row_first, row_second, row_share: [rows], between which rows of the masks each row lies, and
+    the share of the second; the same across the columns. phases: see _stretch_whole, [0] where
+    the widths have no whole factor. edges: columns where blocks begin, and the end.
+    levels: [columns, top + rows, width], of which what comes after the first `top` rows is
+    written. To compute in: tanh [n, lines, w], rest [columns, lines, w], wide_rest [columns,
+    lines, block], wide [n, lines, block] for as many rows of the masks as the band is made from,
+    lines [TOGETHER, 1, block].
+    """
+    count, columns, rows = len(kept), len(levels), len(row_share)
+    line0 = row_first[0]
+    height = row_second[rows - 1] + 1 - line0
+    for n in range(count):
+        for y in range(height):
+            row = masks[kept[n], line0 + y]
+            _half_tanh(row, tanh[n, y, :len(row)])
+    spread = np.empty(count, np.float32)
+    exact = np.empty(count + TOGETHER, np.int64)
+    others = np.empty(count + TOGETHER, np.int64)
+    evaluated = 0
+    for block in range(len(edges) - 1):
+        start, stop = edges[block], edges[block + 1]
+        begin, end = column_first[start], column_second[stop - 1] + 1
+        replaced = count
+        order = np.arange(count)
+        if not same:
+            for n in range(count):
+                spread[n] = _spread(tanh, n, height, begin, end)
+            order = np.argsort(spread * worst)
+            replaced = _replaceable(order, spread, stakes, tolerance)
+        others[:replaced] = order[:replaced]
+        others[replaced:replaced + TOGETHER] = count
+        left = count - replaced
+        exact[:left] = order[replaced:]
+        exact[left:left + TOGETHER] = count
+        others[:replaced].sort()
+        exact[:left].sort()
+        evaluated += left
+
+        # Where the sizes are the same, what is computed at low resolution is L.
+        low, low_top, low_start = rest, 0, 0
+        if same:
+            low, low_top, low_start = levels, top, start
+        low_stop = low_start + end - begin
+        for y in range(height):
+            for k in range(columns):
+                low[k, low_top + y, low_start:low_stop] = offsets[k]
+            for i in range(0, replaced, TOGETHER):
+                a, b, c, d = others[i], others[i + 1], others[i + 2], others[i + 3]
+                last = others[min(i + 3, replaced - 1)]
+                _add_queries(low, low_top + y, low_start, low_stop, tanh, y, begin,
+                             a, min(b, last), min(c, last), min(d, last), weights, a, b, c, d)
+        if same:
+            continue
+
+        width = stop - start
+        for y in range(height):
+            for k in range(columns):
+                if len(phases):
+                    _stretch_whole(rest[k, y, :end - begin], start // len(phases) - begin, phases,
+                                   float32(1), wide_rest[k, y, :width])
+                else:
+                    _stretch(rest[k, y], column_first[start:stop], column_second[start:stop],
+                             column_share[start:stop], begin, float32(1),
+                             wide_rest[k, y, :width])
+            for i in range(left):
+                row = masks[kept[exact[i]], line0 + y]
+                if len(phases):
+                    _stretch_whole(row, start // len(phases), phases, float32(0.5),
+                                   wide[i, y, :width])
+                else:
+                    _stretch(row, column_first[start:stop], column_second[start:stop],
+                             column_share[start:stop], 0, float32(0.5), wide[i, y, :width])
+        for y in range(rows):
+            first, second = row_first[y] - line0, row_second[y] - line0
+            share = row_share[y]
+            for k in range(columns):
+                _blend(wide_rest[k, first, :width], wide_rest[k, second, :width], share,
+                       levels[k, top + y, start:stop])
+            for i in range(0, left, TOGETHER):
+                for j in range(TOGETHER):
+                    n = min(i + j, left - 1)
+                    _blend_tanh(wide[n, first, :width], wide[n, second, :width], share,
+                                lines[j, 0, :width])
+                _add_queries(levels, top + y, start, stop, lines, 0, 0, 0, 1, 2, 3, weights,
+                             exact[i], exact[i + 1], exact[i + 2], exact[i + 3])
+    return evaluated
+
+
+@_compiled('void(float32[:,:,::1], int64[::1], int64[::1], float32[::1], int64[::1], int64[::1],'
+           'float32[::1], float32[::1], float32[:,:,::1])')
+def resample(levels, row_first, row_second, row_share, column_first, column_second, column_share,
+             line, out):
+    """
+    Write planes [columns, rows, width], resampled from others; as in `fill_band`.
+
+    line: [width of the others], to compute in.
+    """
+    for k in range(len(out)):
+        for y in range(len(row_share)):
+            _blend(levels[k, row_first[y]], levels[k, row_second[y]], row_share[y], line)
+            _stretch(line, column_first, column_second, column_share, 0, float32(1), out[k, y])
+
+
+@_inner
+def _raise_best(row, k, best, ids):
+    for x in range(len(row)):
+        ids[x] = k if row[x] > best[x] else ids[x]
+        best[x] = max(row[x], best[x])
+
+
+@_inner
+def _narrow(row, out):
+    for x in range(len(row)):
+        out[x] = row[x]
+
+
+@_compiled('void(float32[:,:,::1], int64, float32[:,::1], uint8[:,::1])')
+def best_class(levels, count, best, ids):
+    """Write max_k and argmax_k of the first planes, [rows, width]; the first of equals wins."""
+    chosen = np.empty(levels.shape[2], np.int32)
+    for y in range(levels.shape[1]):
+        best[y] = levels[0, y]
+        chosen[:] = 0
+        for k in range(1, count):
+            _raise_best(levels[k, y], int32(k), best[y], chosen)
+        _narrow(chosen, ids[y])
+
+
+@_inner
+def _add_tanh(row, total):
+    for x in range(len(row)):
+        total[x] += _tanh(row[x])
+
+
+@_compiled('void(float32[:,:,::1], int64, float32[:,::1])')
+def sum_tanh(levels, count, total):
+    """Write sum_k tanh of the first planes, [rows, width]."""
+    for y in range(levels.shape[1]):
+        total[y] = float32(0)
+        for k in range(count):
+            _add_tanh(levels[k, y], total[y])
+
+
+@_inner
+def _highest(row, highest):
+    for x in range(len(row)):
+        highest[x] = max(row[x], highest[x])
+
+
+@_inner
+def _largest(row):
+    largest = row[0]
+    for x in range(len(row)):
+        largest = max(largest, row[x])
+    return largest
+
+
+@_inner
+def _win(row, q, threshold, best, winner):
+    for x in range(len(row)):
+        wins = (row[x] >= threshold) & (row[x] > best[x])
+        winner[x] = q if wins else winner[x]
+        best[x] = row[x] if wins else best[x]
+
+
+@_compiled('void(float32[:,:,::1], int64, float32[::1], float32[:,::1])')
+def highest_query(levels, first, thresholds, highest):
+    """Write min(1, max_q L_q), at least 0, of the planes from `first` on, [rows, width]."""
+    for y in range(levels.shape[1]):
+        highest[y] = float32(0)
+        for q in range(len(thresholds)):
+            _highest(levels[first + q, y], highest[y])
+        for x in range(highest.shape[1]):
+            highest[y, x] = min(highest[y, x], float32(1))
+
+
+@_compiled('void(float32[:,:,::1], int64, float32[::1], uint8, uint8[:,::1], float32[:,::1])')
+def winning_query(levels, first, thresholds, none, mask, winning):
+    """
+    Write which query has the largest L_q of those that reach their threshold, and that L_q.
+
+    [rows, width] each; `none` and -inf where there is none; the first of equals wins.
+    """
+    chosen = np.empty(levels.shape[2], np.int32)
+    for y in range(levels.shape[1]):
+        chosen[:] = none
+        winning[y] = -np.inf
+        for q in range(len(thresholds)):
+            if _largest(levels[first + q, y]) >= thresholds[q]:
+                _win(levels[first + q, y], int32(q), thresholds[q], winning[y], chosen)
+        _narrow(chosen, mask[y])
