@@ -30,7 +30,7 @@ import time
 from typing import Any, Callable
 
 import numba
-from numba import float32, int32
+from numba import float32, int32, types
 import numpy as np
 
 _LOG = logging.getLogger(__name__)
@@ -41,16 +41,35 @@ _OPTIONS: dict[str, Any] = {
 # Queries that are summed together, so that a class score is read and written once for all.
 TOGETHER = 4
 
+
+
+def _arrays(kind: Any, readonly: bool) -> tuple[Any, Any, Any]:
+    """Return the types of contiguous arrays of 1, 2 and 3 dimensions."""
+    return tuple(types.Array(kind, ndim, 'C', readonly=readonly) for ndim in (1, 2, 3))
+
+
+# What a function only reads may be an array that nobody may write.
+_FLOATS, _FLOATS_2D, _FLOATS_3D = _arrays(float32, readonly=True)
+_INTEGERS, _, _ = _arrays(types.int64, readonly=True)
+_, _BYTES_OUT_2D, _ = _arrays(types.uint8, readonly=False)
+_FLOATS_OUT, _FLOATS_OUT_2D, _FLOATS_OUT_3D = _arrays(float32, readonly=False)
+_TAPS = (_INTEGERS, _INTEGERS, _FLOATS)
+
 # Seconds that reading compiled code from disk does not take.
 _LONG = 2.0
 
-_SIGNATURES: dict[Callable, str] = {}
+_SIGNATURES: dict[Callable, Any] = {}
 _LOCK = threading.Lock()
 
+# The least area of a mask, so that one that is nowhere divides by no zero.
+_TINY = float(np.finfo(np.float32).tiny)
+
 _inner = numba.njit(**_OPTIONS)
+# For sums along a row, whose terms may be added in any order.
+_summing = numba.njit(**{**_OPTIONS, 'fastmath': {*_OPTIONS['fastmath'], 'reassoc'}})
 
 
-def _compiled(signature: str) -> Callable[[Callable], Callable]:
+def _compiled(signature: Any) -> Callable[[Callable], Callable]:
     """Make a function one that `compile_all` compiles, for this signature only."""
     def register(function: Callable) -> Callable:
         try:
@@ -213,11 +232,9 @@ def _replaceable(order, spread, stakes, tolerance):
     return len(order)
 
 
-@_compiled(
-    'int64(float32[:,:,::1], int64[::1], float32[:,::1], float32[::1], float32[:,::1],'
-    'float32[::1], float32, boolean, int64[::1], int64[::1], float32[::1], int64[::1], int64[::1],'
-    'float32[::1], float32[::1], int64[::1], float32[:,:,::1], int64, float32[:,:,::1],'
-    'float32[:,:,::1], float32[:,:,::1], float32[:,:,::1], float32[:,:,::1])')
+@_compiled(types.int64(
+    _FLOATS_3D, _INTEGERS, _FLOATS_2D, _FLOATS, _FLOATS_2D, _FLOATS, float32, types.boolean,
+    *_TAPS, *_TAPS, _FLOATS, _INTEGERS, _FLOATS_OUT_3D, types.int64, *(_FLOATS_OUT_3D,) * 5))
 def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
               row_first, row_second, row_share, column_first, column_second, column_share, phases,
               edges, levels, top, tanh, rest, wide_rest, wide, lines):
@@ -315,8 +332,7 @@ def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
     return evaluated
 
 
-@_compiled('void(float32[:,:,::1], int64[::1], int64[::1], float32[::1], int64[::1], int64[::1],'
-           'float32[::1], float32[::1], float32[:,:,::1])')
+@_compiled(types.void(_FLOATS_3D, *_TAPS, *_TAPS, _FLOATS_OUT, _FLOATS_OUT_3D))
 def resample(levels, row_first, row_second, row_share, column_first, column_second, column_share,
              line, out):
     """
@@ -343,7 +359,7 @@ def _narrow(row, out):
         out[x] = row[x]
 
 
-@_compiled('void(float32[:,:,::1], int64, float32[:,::1], uint8[:,::1])')
+@_compiled(types.void(_FLOATS_3D, types.int64, _FLOATS_OUT_2D, _BYTES_OUT_2D))
 def best_class(levels, count, best, ids):
     """Write max_k and argmax_k of the first planes, [rows, width]; the first of equals wins."""
     chosen = np.empty(levels.shape[2], np.int32)
@@ -361,13 +377,53 @@ def _add_tanh(row, total):
         total[x] += _tanh(row[x])
 
 
-@_compiled('void(float32[:,:,::1], int64, float32[:,::1])')
+@_compiled(types.void(_FLOATS_3D, types.int64, _FLOATS_OUT_2D))
 def sum_tanh(levels, count, total):
     """Write sum_k tanh of the first planes, [rows, width]."""
     for y in range(levels.shape[1]):
         total[y] = float32(0)
         for k in range(count):
             _add_tanh(levels[k, y], total[y])
+
+
+@_summing
+def _sigmoid_sums(row, own, out):
+    """Write the sigmoid of a row; return its sum and that of its product with another."""
+    area = mass = float32(0)
+    for x in range(len(row)):
+        mask = float32(0.5) + float32(0.5) * _tanh(float32(0.5) * row[x])
+        out[x] = mask
+        area += mask
+        mass += mask * own[x]
+    return area, mass
+
+
+@_inner
+def _add_twice(row, vote, value, weight, total):
+    for x in range(len(row)):
+        weight[x] += vote * row[x]
+        total[x] += value * row[x]
+
+
+@_compiled(types.void(_FLOATS_3D, _FLOATS_2D, _FLOATS, *(_FLOATS_OUT_2D,) * 3))
+def pool_masks(masks, own, votes, sigmoid, weight, total):
+    """
+    Write the votes of the masks at each pixel, and their votes times what they vote for.
+
+    masks: [N, h, w] mask logits; own: [h, w]; votes: [N]. A mask votes for the mean of `own` in
+    it, weighed by its sigmoid. weight, total: [h, w] are written, sigmoid: [h, w] to compute in.
+    """
+    weight[:] = float32(0)
+    total[:] = float32(0)
+    for n in range(len(masks)):
+        area = mass = 0.0
+        for y in range(len(own)):
+            row_area, row_mass = _sigmoid_sums(masks[n, y], own[y], sigmoid[y])
+            area += row_area
+            mass += row_mass
+        value = float32(votes[n] * mass / max(area, _TINY))
+        for y in range(len(own)):
+            _add_twice(sigmoid[y], votes[n], value, weight[y], total[y])
 
 
 @_inner
@@ -392,7 +448,7 @@ def _win(row, q, threshold, best, winner):
         best[x] = row[x] if wins else best[x]
 
 
-@_compiled('void(float32[:,:,::1], int64, float32[::1], float32[:,::1])')
+@_compiled(types.void(_FLOATS_3D, types.int64, _FLOATS, _FLOATS_OUT_2D))
 def highest_query(levels, first, thresholds, highest):
     """Write min(1, max_q L_q), at least 0, of the planes from `first` on, [rows, width]."""
     for y in range(levels.shape[1]):
@@ -403,7 +459,8 @@ def highest_query(levels, first, thresholds, highest):
             highest[y, x] = min(highest[y, x], float32(1))
 
 
-@_compiled('void(float32[:,:,::1], int64, float32[::1], uint8, uint8[:,::1], float32[:,::1])')
+@_compiled(types.void(
+    _FLOATS_3D, types.int64, _FLOATS, types.uint8, _BYTES_OUT_2D, _FLOATS_OUT_2D))
 def winning_query(levels, first, thresholds, none, mask, winning):
     """
     Write which query has the largest L_q of those that reach their threshold, and that L_q.

@@ -43,11 +43,10 @@ from typing import Any, Callable, Optional
 
 import cv2
 import numpy as np
+from owseg_ros.readout import kernels
 
 # The weight e of a pixel's own score where no mask claims it: below that of a weak claim.
 REST = 0.03
-# Masks are opened in slices, so that their sigmoids need this many floats at most.
-_SLICE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -158,23 +157,12 @@ def _votes(count: int, probabilities: Optional[np.ndarray],
 
 def _pool(score: np.ndarray, mask_logits: np.ndarray, votes: np.ndarray) -> np.ndarray:
     """Return s' of step 2, float32 [h, w]."""
-    own = score.ravel()
-    total, weight = np.zeros_like(own), np.zeros_like(own)
-    step = max(1, _SLICE // own.size)
-    for start in range(0, len(mask_logits), step):
-        # sigmoid(x) = (1 + tanh(x / 2)) / 2 does not overflow.
-        masks = np.multiply(mask_logits[start:start + step].reshape(-1, own.size),
-                            np.float32(0.5), dtype=np.float32, casting='same_kind')
-        np.tanh(masks, out=masks)
-        masks += 1
-        # The half of the sigmoid cancels in the means and goes into the votes.
-        vote = votes[start:start + step] * np.float32(0.5)
-        area = masks.sum(axis=1)
-        means = (masks @ own) / np.maximum(area, np.finfo(np.float32).tiny)
-        total += (vote * means) @ masks
-        weight += vote @ masks
+    kernels.compile_all()
+    sigmoid, weight, total = (np.empty(score.shape, np.float32) for _ in range(3))
+    kernels.pool_masks(np.ascontiguousarray(mask_logits, np.float32), score,
+                       np.ascontiguousarray(votes, np.float32), sigmoid, weight, total)
     rest = np.maximum(REST * (1 - weight), 1e-9)
-    return ((total + rest * own) / (weight + rest)).reshape(score.shape)
+    return (total + rest * score) / (weight + rest)
 
 
 def _sharpen(score: np.ndarray, image: Optional[np.ndarray], shape: tuple[int, int],

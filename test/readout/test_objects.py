@@ -133,16 +133,6 @@ def test_saturated_masks_are_no_trouble():
         assert np.isfinite(refined).all()
 
 
-def test_many_queries_are_taken_in_slices(monkeypatch):
-    score, logits, probabilities, image, _ = scene()
-    random = np.random.default_rng(2)
-    logits = np.concatenate([logits, random.normal(0, 3, (9, *MASKS)).astype(np.float32)])
-    probabilities = np.concatenate([probabilities, random.random((9, 2), np.float32) / 2])
-    whole = refine(score, logits, probabilities, image)
-    monkeypatch.setattr('owseg_ros.readout.objects._SLICE', 3 * MASKS[0] * MASKS[1])
-    assert np.allclose(refine(score, logits, probabilities, image), whole, atol=1e-6)
-
-
 def test_it_is_deterministic_and_leaves_its_inputs_alone():
     inputs = scene()[:4]
     for array in inputs:
