@@ -40,6 +40,8 @@ _OPTIONS: dict[str, Any] = {
     'nogil': True, 'error_model': 'numpy', 'fastmath': {'nnan', 'nsz', 'contract'}}
 # Queries that are summed together, so that a class score is read and written once for all.
 TOGETHER = 4
+# Rows of a block that are summed together.
+ROWS_TOGETHER = 4
 
 
 
@@ -141,7 +143,8 @@ def _blend_tanh(first, second, share, out):
 def _stretch(row, first, second, share, origin, gain, out):
     """Write gain times a row between pairs of its pixels; origin: of their indices."""
     for x in range(len(out)):
-        left, right = row[first[x] - origin], row[second[x] - origin]
+        # Unsigned: an index that might be negative is looked at before use.
+        left, right = row[np.uintp(first[x] - origin)], row[np.uintp(second[x] - origin)]
         out[x] = gain * (left + share[x] * (right - left))
 
 
@@ -186,37 +189,57 @@ def _add_two(row, other, a, b, c, d, wa, wb, wc, wd, va, vb, vc, vd):
 
 
 @_inner
-def _add_queries(levels, y, start, stop, planes, line, begin, p, q, r, s, weights, a, b, c, d):
+def _add_queries(sums, start, planes, begin, length, p, q, r, s, weights, a, b, c, d, sign):
     """
-    Add four queries to a row of L, from start to stop.
+    Add four queries to the sums [columns, *], to so many of them from `start` on.
 
-    planes [*, rows, width]: their row `line` from `begin` on, at indices p, q, r and s; weights
-    [*, columns]: at rows a, b, c and d.
+    planes [*, *]: their rows p, q, r and s from `begin` on; weights [*, columns]: their rows a, b,
+    c and d, times the sign.
     """
-    end = begin + stop - start
-    first, second = planes[p, line, begin:end], planes[q, line, begin:end]
-    third, fourth = planes[r, line, begin:end], planes[s, line, begin:end]
-    columns = len(levels)
+    stop, end = start + length, begin + length
+    first, second = planes[p, begin:end], planes[q, begin:end]
+    third, fourth = planes[r, begin:end], planes[s, begin:end]
+    columns = len(sums)
     for k in range(0, columns - 1, 2):
-        _add_two(levels[k, y, start:stop], levels[k + 1, y, start:stop],
-                 first, second, third, fourth,
-                 weights[a, k], weights[b, k], weights[c, k], weights[d, k],
-                 weights[a, k + 1], weights[b, k + 1], weights[c, k + 1], weights[d, k + 1])
+        _add_two(sums[k, start:stop], sums[k + 1, start:stop], first, second, third, fourth,
+                 sign * weights[a, k], sign * weights[b, k],
+                 sign * weights[c, k], sign * weights[d, k],
+                 sign * weights[a, k + 1], sign * weights[b, k + 1],
+                 sign * weights[c, k + 1], sign * weights[d, k + 1])
     if columns % 2:
         k = columns - 1
-        _add_one(levels[k, y, start:stop], first, second, third, fourth,
-                 weights[a, k], weights[b, k], weights[c, k], weights[d, k])
+        _add_one(sums[k, start:stop], first, second, third, fourth,
+                 sign * weights[a, k], sign * weights[b, k],
+                 sign * weights[c, k], sign * weights[d, k])
 
 
 @_inner
-def _spread(planes, n, rows, start, stop):
-    """Return by how much a plane's values differ at most in a window."""
-    high, low = planes[n, 0, start], planes[n, 0, start]
-    for y in range(rows):
-        row = planes[n, y, start:stop]
+def _add_low(sums, planes, queries, weights, low, height, begin, end, sign):
+    """
+    Add queries to a window of the sums [columns, height * low], from begin to end of each row.
+
+    planes: [*, height * low]; queries: [n + TOGETHER], of which the last ones have no weight.
+    """
+    count = len(queries) - TOGETHER
+    # Whole rows follow each other.
+    rows, length = (1, height * low) if end - begin == low else (height, end - begin)
+    for i in range(0, count, TOGETHER):
+        a, b, c, d = queries[i], queries[i + 1], queries[i + 2], queries[i + 3]
+        last = queries[min(i + 3, count - 1)]
+        for y in range(rows):
+            _add_queries(sums, y * (end - begin), planes, y * low + begin, length,
+                         a, min(b, last), min(c, last), min(d, last), weights, a, b, c, d, sign)
+
+
+@_inner
+def _spread(plane, low, height, begin, end):
+    """Return by how much the values of a plane [height * low] differ at most in a window."""
+    highest, lowest = plane[begin], plane[begin]
+    for y in range(height):
+        row = plane[y * low + begin:y * low + end]
         for x in range(len(row)):
-            high, low = max(high, row[x]), min(low, row[x])
-    return high - low
+            highest, lowest = max(highest, row[x]), min(lowest, row[x])
+    return highest - lowest
 
 
 @_inner
@@ -232,12 +255,67 @@ def _replaceable(order, spread, stakes, tolerance):
     return len(order)
 
 
+@_inner
+def _widen(row, start, stop, begin, column_first, column_second, column_share, phases, gain, out):
+    """Write gain times the columns from start to stop of a row; begin: of the row."""
+    if len(phases):
+        _stretch_whole(row, start // len(phases) - begin, phases, gain, out[:stop - start])
+    else:
+        _stretch(row, column_first[start:stop], column_second[start:stop],
+                 column_share[start:stop], begin, gain, out[:stop - start])
+
+
+@_inner
+def _fill_block(masks, kept, weights, exact, line0, row_first, row_second, row_share,
+                column_first, column_second, column_share, phases, start, stop, begin, end,
+                rest, levels, top, wide_rest, wide, tile, lines):
+    """
+    Write L of a block, columns start to stop of a band.
+
+    exact: [n + TOGETHER], the queries to evaluate; rest: [columns, lines * (end - begin)], L of
+    all others at low resolution; the others as in `fill_band`.
+    """
+    columns, rows, count = len(levels), len(row_share), len(exact) - TOGETHER
+    width = stop - start
+    for y in range(row_second[rows - 1] + 1 - line0):
+        for k in range(columns):
+            _widen(rest[k, y * (end - begin):(y + 1) * (end - begin)], start, stop, begin,
+                   column_first, column_second, column_share, phases, float32(1),
+                   wide_rest[k, y])
+        for i in range(count):
+            _widen(masks[kept[exact[i]], line0 + y], start, stop, 0, column_first,
+                   column_second, column_share, phases, float32(0.5), wide[i, y])
+    for y0 in range(0, rows, ROWS_TOGETHER):
+        y1 = min(y0 + ROWS_TOGETHER, rows)
+        for k in range(columns):
+            for y in range(y0, y1):
+                at = (y - y0) * width
+                _blend(wide_rest[k, row_first[y] - line0, :width],
+                       wide_rest[k, row_second[y] - line0, :width], row_share[y],
+                       tile[k, at:at + width])
+        for i in range(0, count, TOGETHER):
+            for j in range(TOGETHER):
+                n = min(i + j, count - 1)
+                for y in range(y0, y1):
+                    at = (y - y0) * width
+                    _blend_tanh(wide[n, row_first[y] - line0, :width],
+                                wide[n, row_second[y] - line0, :width], row_share[y],
+                                lines[j, at:at + width])
+            _add_queries(tile, 0, lines, 0, (y1 - y0) * width, 0, 1, 2, 3, weights,
+                         exact[i], exact[i + 1], exact[i + 2], exact[i + 3], float32(1))
+        for k in range(columns):
+            for y in range(y0, y1):
+                at = (y - y0) * width
+                levels[k, top + y, start:stop] = tile[k, at:at + width]
+
+
 @_compiled(types.int64(
     _FLOATS_3D, _INTEGERS, _FLOATS_2D, _FLOATS, _FLOATS_2D, _FLOATS, float32, types.boolean,
-    *_TAPS, *_TAPS, _FLOATS, _INTEGERS, _FLOATS_OUT_3D, types.int64, *(_FLOATS_OUT_3D,) * 5))
+    *_TAPS, *_TAPS, _FLOATS, _INTEGERS, _FLOATS_OUT_3D, types.int64, *(_FLOATS_OUT_2D,) * 3,
+    *(_FLOATS_OUT_3D,) * 2, *(_FLOATS_OUT_2D,) * 2))
 def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
               row_first, row_second, row_share, column_first, column_second, column_share, phases,
-              edges, levels, top, tanh, rest, wide_rest, wide, lines):
+              edges, levels, top, tanh, total, rest, wide_rest, wide, tile, lines):
     """
     Write L of a band of rows and return how many queries were evaluated exactly, in all blocks.
 
@@ -248,87 +326,67 @@ def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
     the share of the second; the same across the columns. phases: see _stretch_whole, [0] where
     the widths have no whole factor. edges: columns where blocks begin, and the end.
     levels: [columns, top + rows, width], of which what comes after the first `top` rows is
-    written. To compute in: tanh [n, lines, w], rest [columns, lines, w], wide_rest [columns,
-    lines, block], wide [n, lines, block] for as many rows of the masks as the band is made from,
-    lines [TOGETHER, 1, block].
+    written. To compute in, for as many lines as rows of the masks are needed: tanh [n, lines * w],
+    total and rest [columns, lines * w], wide_rest [columns, lines, block], wide [n, lines, block],
+    tile [columns, ROWS_TOGETHER * block], lines [TOGETHER, ROWS_TOGETHER * block].
     """
-    count, columns, rows = len(kept), len(levels), len(row_share)
+    count, columns, rows, low = len(kept), len(levels), len(row_share), masks.shape[2]
     line0 = row_first[0]
     height = row_second[rows - 1] + 1 - line0
     for n in range(count):
         for y in range(height):
-            row = masks[kept[n], line0 + y]
-            _half_tanh(row, tanh[n, y, :len(row)])
+            _half_tanh(masks[kept[n], line0 + y], tanh[n, y * low:(y + 1) * low])
+    # All queries at low resolution.
+    everyone = np.full(count + TOGETHER, count)
+    everyone[:count] = np.arange(count)
+    summed = False
     spread = np.empty(count, np.float32)
-    exact = np.empty(count + TOGETHER, np.int64)
-    others = np.empty(count + TOGETHER, np.int64)
+    queries = np.full(count + TOGETHER, count)
     evaluated = 0
     for block in range(len(edges) - 1):
         start, stop = edges[block], edges[block + 1]
         begin, end = column_first[start], column_second[stop - 1] + 1
-        replaced = count
-        order = np.arange(count)
+        replaced, order = count, everyone[:count]
         if not same:
             for n in range(count):
-                spread[n] = _spread(tanh, n, height, begin, end)
+                spread[n] = _spread(tanh[n], low, height, begin, end)
             order = np.argsort(spread * worst)
             replaced = _replaceable(order, spread, stakes, tolerance)
-        others[:replaced] = order[:replaced]
-        others[replaced:replaced + TOGETHER] = count
         left = count - replaced
-        exact[:left] = order[replaced:]
-        exact[left:left + TOGETHER] = count
-        others[:replaced].sort()
-        exact[:left].sort()
         evaluated += left
-
-        # Where the sizes are the same, what is computed at low resolution is L.
-        low, low_top, low_start = rest, 0, 0
-        if same:
-            low, low_top, low_start = levels, top, start
-        low_stop = low_start + end - begin
-        for y in range(height):
+        length = height * (end - begin)
+        if left <= replaced:
+            # Everything, without those that are evaluated.
+            if not summed:
+                summed = True
+                for k in range(columns):
+                    total[k, :height * low] = offsets[k]
+                _add_low(total, tanh, everyone, weights, low, height, 0, low, float32(1))
             for k in range(columns):
-                low[k, low_top + y, low_start:low_stop] = offsets[k]
-            for i in range(0, replaced, TOGETHER):
-                a, b, c, d = others[i], others[i + 1], others[i + 2], others[i + 3]
-                last = others[min(i + 3, replaced - 1)]
-                _add_queries(low, low_top + y, low_start, low_stop, tanh, y, begin,
-                             a, min(b, last), min(c, last), min(d, last), weights, a, b, c, d)
+                for y in range(height):
+                    rest[k, y * (end - begin):(y + 1) * (end - begin)] = (
+                        total[k, y * low + begin:y * low + end])
+            chosen, sign = order[replaced:], float32(-1)
+        else:
+            for k in range(columns):
+                rest[k, :length] = offsets[k]
+            chosen, sign = order[:replaced], float32(1)
+        queries[:len(chosen)] = np.sort(chosen)
+        queries[len(chosen):len(chosen) + TOGETHER] = count
+        _add_low(rest, tanh, queries[:len(chosen) + TOGETHER], weights, low, height, begin, end,
+                 sign)
         if same:
+            for k in range(columns):
+                for y in range(rows):
+                    levels[k, top + y, start:stop] = (
+                        rest[k, y * (end - begin):(y + 1) * (end - begin)])
             continue
-
-        width = stop - start
-        for y in range(height):
-            for k in range(columns):
-                if len(phases):
-                    _stretch_whole(rest[k, y, :end - begin], start // len(phases) - begin, phases,
-                                   float32(1), wide_rest[k, y, :width])
-                else:
-                    _stretch(rest[k, y], column_first[start:stop], column_second[start:stop],
-                             column_share[start:stop], begin, float32(1),
-                             wide_rest[k, y, :width])
-            for i in range(left):
-                row = masks[kept[exact[i]], line0 + y]
-                if len(phases):
-                    _stretch_whole(row, start // len(phases), phases, float32(0.5),
-                                   wide[i, y, :width])
-                else:
-                    _stretch(row, column_first[start:stop], column_second[start:stop],
-                             column_share[start:stop], 0, float32(0.5), wide[i, y, :width])
-        for y in range(rows):
-            first, second = row_first[y] - line0, row_second[y] - line0
-            share = row_share[y]
-            for k in range(columns):
-                _blend(wide_rest[k, first, :width], wide_rest[k, second, :width], share,
-                       levels[k, top + y, start:stop])
-            for i in range(0, left, TOGETHER):
-                for j in range(TOGETHER):
-                    n = min(i + j, left - 1)
-                    _blend_tanh(wide[n, first, :width], wide[n, second, :width], share,
-                                lines[j, 0, :width])
-                _add_queries(levels, top + y, start, stop, lines, 0, 0, 0, 1, 2, 3, weights,
-                             exact[i], exact[i + 1], exact[i + 2], exact[i + 3])
+        queries[:left] = np.sort(order[replaced:])
+        queries[left:left + TOGETHER] = count
+        _fill_block(masks, kept, weights, queries[:left + TOGETHER], line0,
+                    row_first, row_second, row_share, column_first, column_second, column_share,
+                    phases, start, stop, begin, end, rest, levels, top, wide_rest, wide, tile,
+                    lines)
     return evaluated
 
 

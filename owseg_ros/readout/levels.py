@@ -138,7 +138,6 @@ class Plan:
         edges = _edges(network_size[0], down or 1, max(1, min(BLOCK_ROWS, most))).tolist()
         self.bands = list(zip(edges[:-1], edges[1:]))
         self.rows = [rows.part(*band) for band in self.bands]
-        self.most_lines = max(int(taps.second[-1] - taps.first[0]) + 1 for taps in self.rows)
         self.block_edges = _edges(network_size[1], factor or 1, BLOCK_COLUMNS)
         self.widest_block = int(np.diff(self.block_edges).max())
         # How far behind the pixel to its left each pixel lies, for kernels._stretch_whole.
@@ -226,18 +225,21 @@ class Levels:
     def _band(self, scratch: Scratch, j: int, above: int) -> np.ndarray:
         """Return L of band j at network size, [columns, above + rows, width]."""
         plan, taps = self._plan, self._plan.rows[j]
-        count, columns, lines = len(self._kept), len(self._offsets), plan.most_lines
-        low, block = self._masks.shape[2], plan.widest_block
+        count, columns, block = len(self._kept), len(self._offsets), plan.widest_block
+        lines = int(taps.second[-1] - taps.first[0]) + 1
+        low, together = lines * self._masks.shape[2], kernels.ROWS_TOGETHER * block + 16
         levels = scratch.get(
             'levels', (columns, above + len(taps.share), plan.network_size[1]))
         self._evaluated[j] = kernels.fill_band(
             self._masks, self._kept, self._weights, self._offsets, self._stakes, self._worst,
             self._tolerance, plan.same, *taps.arrays, *plan.across.arrays, plan.phases,
             plan.block_edges, levels, above,
-            scratch.get('tanh', (count, lines, low)), scratch.get('rest', (columns, lines, low)),
+            scratch.get('tanh', (count, low)), scratch.get('total', (columns, low)),
+            scratch.get('rest', (columns, low)),
             scratch.get('wide_rest', (columns, lines, block)),
             scratch.get('wide', (count, lines, block)),
-            scratch.get('lines', (kernels.TOGETHER, 1, block)))
+            scratch.get('tile', (columns, together)),
+            scratch.get('lines', (kernels.TOGETHER, together)))
         return levels
 
     def _resample(self, scratch: Scratch, levels: np.ndarray, j: int) -> np.ndarray:
