@@ -116,6 +116,7 @@ setup(
     zip_safe=False,
     install_requires=[
         'jsonschema>=3.2',
+        'numba>=0.57',
         'numpy>=1.21',
         'onnxruntime>=1.17',
         'opencv-python-headless>=4.5.4',

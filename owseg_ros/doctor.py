@@ -36,7 +36,7 @@ OK, WARN, FAIL = 'ok', 'warn', 'fail'
 _PYTHON = (3, 10)
 _REQUIRED = (('numpy', 'numpy'), ('cv2', 'OpenCV'), ('onnxruntime', 'ONNX Runtime'),
              ('yaml', 'PyYAML'), ('jsonschema', 'jsonschema'), ('rich', 'rich'),
-             ('tokenizers', 'tokenizers'))
+             ('tokenizers', 'tokenizers'), ('numba', 'numba'))
 _MESSAGES = ('sensor_msgs', 'std_msgs', 'diagnostic_msgs', 'lifecycle_msgs')
 # Without these something is done another way, or not offered.
 _OPTIONAL = (

@@ -31,8 +31,8 @@ import yaml
 # Import name -> what package.xml and setup.py call it, where that differs.
 ROSDEP_KEYS = {
     'cv2': 'python3-opencv', 'google': 'python3-protobuf', 'jsonschema': 'python3-jsonschema',
-    'numpy': 'python3-numpy', 'onnxruntime': 'python3-onnxruntime-pip', 'rich': 'python3-rich',
-    'tokenizers': 'python3-transformers-pip', 'yaml': 'python3-yaml'}
+    'numba': 'python3-numba', 'numpy': 'python3-numpy', 'onnxruntime': 'python3-onnxruntime-pip',
+    'rich': 'python3-rich', 'tokenizers': 'python3-transformers-pip', 'yaml': 'python3-yaml'}
 DISTRIBUTIONS = {'cv2': 'opencv-python-headless', 'google': 'protobuf', 'yaml': 'PyYAML'}
 # Not on PyPI: used where a ROS installation has them.
 ROS_ONLY = {'cv_bridge', 'launch', 'launch_ros', 'message_filters', 'vision_msgs'}

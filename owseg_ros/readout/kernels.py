@@ -44,7 +44,6 @@ TOGETHER = 4
 ROWS_TOGETHER = 4
 
 
-
 def _arrays(kind: Any, readonly: bool) -> tuple[Any, Any, Any]:
     """Return the types of contiguous arrays of 1, 2 and 3 dimensions."""
     return tuple(types.Array(kind, ndim, 'C', readonly=readonly) for ndim in (1, 2, 3))
@@ -87,7 +86,13 @@ def _compiled(signature: Any) -> Callable[[Callable], Callable]:
 
 
 def compile_all() -> None:
-    """Compile the functions of this module that are not compiled yet, or read them from disk."""
+    """
+    Compile the functions of this module that are not compiled yet, or read them from disk.
+
+    With NUMBA_DISABLE_JIT=1 they stay Python, to be debugged: thousands of times slower.
+    """
+    if numba.config.DISABLE_JIT:
+        return
     with _LOCK:
         begun = time.monotonic()
         for dispatcher in list(_SIGNATURES):

@@ -1,0 +1,110 @@
+# Copyright 2026 owseg_ros contributors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The compiled loops of the CPU readout: accuracy, types, and that they stay within arrays."""
+
+import logging
+import os
+import subprocess
+import sys
+from unittest.mock import patch
+
+import numpy as np
+from owseg_ros.readout import CpuReadout, kernels
+import pytest
+from support.readouts import assert_close, network, SETTINGS
+from support.tree import ROOT
+
+# As Python, loops that leave an array raise; compiled they read what is there.
+AS_PYTHON = """
+import itertools
+import numpy as np
+from owseg_ros.readout import CpuReadout, kernels, levels, reference
+
+kernels.compile_all()
+assert not hasattr(kernels.fill_band, 'signatures'), 'compiled'
+random = np.random.default_rng(0)
+for rows, columns in ((16, 256), (5, 16), (3, 7)):
+    levels.BLOCK_ROWS, levels.BLOCK_COLUMNS = rows, columns
+    for (h, height), (w, width) in itertools.product(
+            ((1, 3), (5, 5), (4, 12), (7, 5)), ((1, 4), (3, 3), (5, 20), (6, 17), (9, 4))):
+        masks = random.normal(0, 4, (6, h, w)).astype(np.float32)
+        shares = random.dirichlet([0.3] * 4, 6).astype(np.float32)[:, :3]
+        for tolerance in (0.0, 0.3):
+            found = CpuReadout(tolerance).scores(masks, shares, (height, width))
+            wanted = reference.class_scores(masks, shares, (height, width))
+            assert np.abs(found - wanted).max() <= tolerance + 2e-5, (h, w, height, width)
+print('done')
+"""
+
+
+def test_loops_stay_within_their_arrays():
+    result = subprocess.run(
+        [sys.executable, '-c', AS_PYTHON], env={**os.environ, 'NUMBA_DISABLE_JIT': '1'},
+        cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.stdout.endswith('done\n'), result.stderr[-2000:]
+
+
+def test_tanh_is_as_exact_as_it_says():
+    kernels.compile_all()
+    values = np.concatenate([
+        np.linspace(-12, 12, 200001), [0, 1e-30, -1e-30, 3e38, -3e38, np.inf, -np.inf]])
+    values = values.astype(np.float32)
+    total = np.empty((1, len(values)), np.float32)
+    kernels.sum_tanh(values[None, None], 1, total)
+    assert np.abs(total[0] - np.tanh(values.astype(np.float64))).max() < 1e-6
+
+
+def test_arrays_that_may_not_be_written_are_read():
+    masks, probabilities = network(5, 6, 3, 16, 20, 6.0)
+    task = masks, probabilities, (64, 80), (64, 80), SETTINGS
+    expected = CpuReadout()(*task)
+    masks.setflags(write=False)
+    probabilities.setflags(write=False)
+    found = CpuReadout()(*task)
+    np.testing.assert_array_equal(found.anomaly_score, expected.anomaly_score)
+    np.testing.assert_array_equal(found.semantic, expected.semantic)
+
+
+@pytest.mark.parametrize('kind', [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize('backwards', [False, True])
+def test_masks_of_any_float_and_layout(kind, backwards):
+    masks, probabilities = network(6, 7, 4, 12, 15, 4.0)
+    masks = masks.astype(kind)
+    if backwards:
+        masks = np.ascontiguousarray(masks[:, ::-1, ::-1])[:, ::-1, ::-1]
+    task = masks.astype(np.float32), probabilities, (48, 60), (50, 70), SETTINGS
+    assert_close(CpuReadout(0.0)(masks, *task[1:]), *task, 2e-5)
+
+
+def test_nothing_is_compiled_while_frames_come():
+    """Another type is an error here, not some seconds of compilation."""
+    kernels.compile_all()
+    with pytest.raises(TypeError):
+        kernels.sum_tanh(np.zeros((1, 1, 1)), 1, np.zeros((1, 1), np.float32))
+
+
+def test_without_a_folder_for_the_cache_it_is_compiled_anyway(caplog):
+    original = kernels.numba.njit
+
+    def without_folder(*signature, cache=False, **options):
+        if cache:
+            raise RuntimeError('cannot cache function: no locator available')
+        return original(*signature, **options)
+
+    with patch.object(kernels.numba, 'njit', without_folder), \
+            patch.dict(kernels._SIGNATURES), caplog.at_level(logging.WARNING):
+        doubled = kernels._compiled('int64(int64)')(lambda x: 2 * x)
+        kernels.compile_all()
+    assert doubled(4) == 8
+    assert 'NUMBA_CACHE_DIR' in caplog.text and 'no locator' in caplog.text
