@@ -124,7 +124,8 @@ def test_every_package_and_its_data_are_installed(setup):
         included = {path for pattern in patterns for path in (ROOT / folder).glob(pattern)}
         missing += [
             str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob('*')
-            if path.is_file() and path.suffix not in ('.py', '.pyc') and path not in included]
+            if path.is_file() and path.suffix != '.py' and '__pycache__' not in path.parts
+            and path not in included]
     assert set(setup['packages']) == expected
     assert not missing, f'package_data leaves out {", ".join(missing)}'
 

@@ -124,9 +124,15 @@ def _tanh(x):
 
 
 @_inner
-def _half_tanh(row, out):
+def _sigmoid(x):
+    """Return sigmoid(2 x), to half of 1e-6."""
+    return float32(0.5) + float32(0.5) * _tanh(x)
+
+
+@_inner
+def _sigmoid_row(row, out):
     for x in range(len(out)):
-        out[x] = _tanh(float32(0.5) * row[x])
+        out[x] = _sigmoid(float32(0.5) * row[x])
 
 
 @_inner
@@ -138,10 +144,11 @@ def _blend(first, second, share, out):
 
 
 @_inner
-def _blend_tanh(first, second, share, out):
+def _blend_sigmoid(first, second, share, out):
+    """Write sigmoid(2 x) of a row between two rows."""
     rest = float32(1) - share
     for x in range(len(out)):
-        out[x] = _tanh(rest * first[x] + share * second[x])
+        out[x] = _sigmoid(rest * first[x] + share * second[x])
 
 
 @_inner
@@ -183,7 +190,8 @@ def _stretch_whole(row, start, phases, gain, out):
 @_inner
 def _add_one(row, a, b, c, d, wa, wb, wc, wd):
     for x in range(len(row)):
-        row[x] += wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x]
+        # In the order of _add_two, so that equal classes stay equal.
+        row[x] = row[x] + wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x]
 
 
 @_inner
@@ -303,9 +311,9 @@ def _fill_block(masks, kept, weights, exact, line0, row_first, row_second, row_s
                 n = min(i + j, count - 1)
                 for y in range(y0, y1):
                     at = (y - y0) * width
-                    _blend_tanh(wide[n, row_first[y] - line0, :width],
-                                wide[n, row_second[y] - line0, :width], row_share[y],
-                                lines[j, at:at + width])
+                    _blend_sigmoid(wide[n, row_first[y] - line0, :width],
+                                   wide[n, row_second[y] - line0, :width], row_share[y],
+                                   lines[j, at:at + width])
             _add_queries(tile, 0, lines, 0, (y1 - y0) * width, 0, 1, 2, 3, weights,
                          exact[i], exact[i + 1], exact[i + 2], exact[i + 3], float32(1))
         for k in range(columns):
@@ -315,23 +323,22 @@ def _fill_block(masks, kept, weights, exact, line0, row_first, row_second, row_s
 
 
 @_compiled(types.int64(
-    _FLOATS_3D, _INTEGERS, _FLOATS_2D, _FLOATS, _FLOATS_2D, _FLOATS, float32, types.boolean,
+    _FLOATS_3D, _INTEGERS, _FLOATS_2D, _FLOATS_2D, _FLOATS, float32, types.boolean,
     *_TAPS, *_TAPS, _FLOATS, _INTEGERS, _FLOATS_OUT_3D, types.int64, *(_FLOATS_OUT_2D,) * 3,
     *(_FLOATS_OUT_3D,) * 2, *(_FLOATS_OUT_2D,) * 2))
-def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
+def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
               row_first, row_second, row_share, column_first, column_second, column_share, phases,
-              edges, levels, top, tanh, total, rest, wide_rest, wide, tile, lines):
+              edges, levels, top, sigmoid, total, rest, wide_rest, wide, tile, lines):
     """
     Write L of a band of rows and return how many queries were evaluated exactly, in all blocks.
 
     masks: [N, h, w] mask logits. kept: [n], the queries that matter; weights: [n + 1, columns],
-    half of S for them and a row of zeros; offsets: [columns], the sums of weights. stakes [n, *],
-    worst [n], tolerance: see readout.levels.Levels. same: masks have the size of L.
+    S for them and a row of zeros. stakes [n, *], worst [n], tolerance: see readout.levels.Levels. same: masks have the size of L.
     row_first, row_second, row_share: [rows], between which rows of the masks each row lies, and
     the share of the second; the same across the columns. phases: see _stretch_whole, [0] where
     the widths have no whole factor. edges: columns where blocks begin, and the end.
     levels: [columns, top + rows, width], of which what comes after the first `top` rows is
-    written. To compute in, for as many lines as rows of the masks are needed: tanh [n, lines * w],
+    written. To compute in, for as many lines as rows of the masks are needed: sigmoid [n, lines * w],
     total and rest [columns, lines * w], wide_rest [columns, lines, block], wide [n, lines, block],
     tile [columns, ROWS_TOGETHER * block], lines [TOGETHER, ROWS_TOGETHER * block].
     """
@@ -340,7 +347,7 @@ def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
     height = row_second[rows - 1] + 1 - line0
     for n in range(count):
         for y in range(height):
-            _half_tanh(masks[kept[n], line0 + y], tanh[n, y * low:(y + 1) * low])
+            _sigmoid_row(masks[kept[n], line0 + y], sigmoid[n, y * low:(y + 1) * low])
     # All queries at low resolution.
     everyone = np.full(count + TOGETHER, count)
     everyone[:count] = np.arange(count)
@@ -354,7 +361,7 @@ def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
         replaced, order = count, everyone[:count]
         if not same:
             for n in range(count):
-                spread[n] = _spread(tanh[n], low, height, begin, end)
+                spread[n] = _spread(sigmoid[n], low, height, begin, end)
             order = np.argsort(spread * worst)
             replaced = _replaceable(order, spread, stakes, tolerance)
         left = count - replaced
@@ -365,8 +372,8 @@ def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
             if not summed:
                 summed = True
                 for k in range(columns):
-                    total[k, :height * low] = offsets[k]
-                _add_low(total, tanh, everyone, weights, low, height, 0, low, float32(1))
+                    total[k, :height * low] = float32(0)
+                _add_low(total, sigmoid, everyone, weights, low, height, 0, low, float32(1))
             for k in range(columns):
                 for y in range(height):
                     rest[k, y * (end - begin):(y + 1) * (end - begin)] = (
@@ -374,11 +381,11 @@ def fill_band(masks, kept, weights, offsets, stakes, worst, tolerance, same,
             chosen, sign = order[replaced:], float32(-1)
         else:
             for k in range(columns):
-                rest[k, :length] = offsets[k]
+                rest[k, :length] = float32(0)
             chosen, sign = order[:replaced], float32(1)
         queries[:len(chosen)] = np.sort(chosen)
         queries[len(chosen):len(chosen) + TOGETHER] = count
-        _add_low(rest, tanh, queries[:len(chosen) + TOGETHER], weights, low, height, begin, end,
+        _add_low(rest, sigmoid, queries[:len(chosen) + TOGETHER], weights, low, height, begin, end,
                  sign)
         if same:
             for k in range(columns):
@@ -454,7 +461,7 @@ def _sigmoid_sums(row, own, out):
     """Write the sigmoid of a row; return its sum and that of its product with another."""
     area = mass = float32(0)
     for x in range(len(row)):
-        mask = float32(0.5) + float32(0.5) * _tanh(float32(0.5) * row[x])
+        mask = _sigmoid(float32(0.5) * row[x])
         out[x] = mask
         area += mask
         mass += mask * own[x]

@@ -177,21 +177,19 @@ class Levels:
                  num_classes: int, tolerance: float):
         self._plan = plan
         self._masks = np.ascontiguousarray(mask_logits, np.float32)
-        # sigmoid(x) = (1 + tanh(x / 2)) / 2: the halves go into the weights and the argument.
-        weights = np.multiply(matrix, 0.5, dtype=np.float32)
+        weights = np.asarray(matrix, np.float32)
         # What a query may do to each column, and last to RbA, in tolerances.
         stakes = np.concatenate([
             np.abs(weights), weights[:, :num_classes].sum(axis=1)[:, None] / SCORE_TOLERANCES],
             axis=1)
         worst = stakes.max(axis=1)
         order = np.argsort(worst)
-        lost = 2 * np.cumsum(stakes[order], axis=0).max(axis=1)
+        lost = np.cumsum(stakes[order], axis=0).max(axis=1)
         gone = min(int((lost <= LEFT_OUT * tolerance).sum()), len(order) - 1)
         self._kept = np.sort(order[gone:])
         self._tolerance = np.float32(tolerance - (lost[gone - 1] if gone else 0))
         self._weights = np.zeros((len(self._kept) + 1, matrix.shape[1]), np.float32)
         self._weights[:-1] = weights[self._kept]
-        self._offsets = self._weights.sum(axis=0)
         self._stakes, self._worst = stakes[self._kept], worst[self._kept]
         self._evaluated = [0] * len(plan.bands)
 
@@ -209,7 +207,7 @@ class Levels:
         L: float32 [columns, rows, width], C-contiguous, which the next step overwrites.
         bands: consecutive indices of plan.bands.
         """
-        plan, columns = self._plan, len(self._offsets)
+        plan, columns = self._plan, self._weights.shape[1]
         # A row of the output may need the last row of the band before.
         above = int(plan.resampled)
         last = scratch.get('last', (columns, plan.network_size[1]))
@@ -225,16 +223,16 @@ class Levels:
     def _band(self, scratch: Scratch, j: int, above: int) -> np.ndarray:
         """Return L of band j at network size, [columns, above + rows, width]."""
         plan, taps = self._plan, self._plan.rows[j]
-        count, columns, block = len(self._kept), len(self._offsets), plan.widest_block
+        count, columns, block = len(self._kept), self._weights.shape[1], plan.widest_block
         lines = int(taps.second[-1] - taps.first[0]) + 1
         low, together = lines * self._masks.shape[2], kernels.ROWS_TOGETHER * block + 16
         levels = scratch.get(
             'levels', (columns, above + len(taps.share), plan.network_size[1]))
         self._evaluated[j] = kernels.fill_band(
-            self._masks, self._kept, self._weights, self._offsets, self._stakes, self._worst,
+            self._masks, self._kept, self._weights, self._stakes, self._worst,
             self._tolerance, plan.same, *taps.arrays, *plan.across.arrays, plan.phases,
             plan.block_edges, levels, above,
-            scratch.get('tanh', (count, low)), scratch.get('total', (columns, low)),
+            scratch.get('sigmoid', (count, low)), scratch.get('total', (columns, low)),
             scratch.get('rest', (columns, low)),
             scratch.get('wide_rest', (columns, lines, block)),
             scratch.get('wide', (count, lines, block)),
