@@ -333,14 +333,16 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
     Write L of a band of rows and return how many queries were evaluated exactly, in all blocks.
 
     masks: [N, h, w] mask logits. kept: [n], the queries that matter; weights: [n + 1, columns],
-    S for them and a row of zeros. stakes [n, *], worst [n], tolerance: see readout.levels.Levels. same: masks have the size of L.
+    S for them and a row of zeros. stakes [n, *], worst [n], tolerance: see readout.levels.Levels.
+    same: masks have the size of L.
     row_first, row_second, row_share: [rows], between which rows of the masks each row lies, and
     the share of the second; the same across the columns. phases: see _stretch_whole, [0] where
     the widths have no whole factor. edges: columns where blocks begin, and the end.
     levels: [columns, top + rows, width], of which what comes after the first `top` rows is
-    written. To compute in, for as many lines as rows of the masks are needed: sigmoid [n, lines * w],
-    total and rest [columns, lines * w], wide_rest [columns, lines, block], wide [n, lines, block],
-    tile [columns, ROWS_TOGETHER * block], lines [TOGETHER, ROWS_TOGETHER * block].
+    written. To compute in, for as many lines as rows of the masks are needed: sigmoid
+    [n, lines * w], total and rest [columns, lines * w], wide_rest [columns, lines, block], wide
+    [n, lines, block], tile [columns, ROWS_TOGETHER * block], lines
+    [TOGETHER, ROWS_TOGETHER * block].
     """
     count, columns, rows, low = len(kept), len(levels), len(row_share), masks.shape[2]
     line0 = row_first[0]
