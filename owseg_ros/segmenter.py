@@ -80,7 +80,7 @@ from owseg_ros.language.naming import NamedRegion, RegionNamer, UNKNOWN
 from owseg_ros.language.regions import AnomalousRegions, find_regions, Region
 from owseg_ros.language.scores import LanguageError, PreparedQueries
 from owseg_ros.novelty.arrays import NoveltyError
-from owseg_ros.novelty.frames import TeachableFrame
+from owseg_ros.novelty.frames import mask_bits, TeachableFrame
 from owseg_ros.novelty.match import check_space, PreparedPrototypes
 from owseg_ros.novelty.metric_head import MetricHead, novelty_of
 from owseg_ros.novelty.readout import paint, TaughtReadout, TaughtRegion
@@ -206,7 +206,8 @@ class NetworkPass:
 
     frames: in the order of the batch; output: the network's, of these frames and with its times.
     maps: all that was asked for; queries, namer, taught: as given, None where nothing needs them.
-    embeds: whether regions are compared with texts.
+    embeds: whether regions are compared with texts. mask_bits: of each frame, see
+    novelty.frames.mask_bits; none where nothing is to be taught.
     """
 
     frames: tuple[Frame, ...]
@@ -216,6 +217,7 @@ class NetworkPass:
     namer: Optional[RegionNamer]
     taught: Taught
     embeds: bool
+    mask_bits: tuple[np.ndarray, ...] = ()
 
 
 class Segmenter:
@@ -342,7 +344,10 @@ class Segmenter:
                 spent = output.network_ms
                 output, embeds = self._infer(frames, asked, namer, features)
                 output = replace(output, network_ms=spent + output.network_ms)
-        return NetworkPass(frames, output, wanted, queries, namer, taught, embeds)
+        # The logits are at hand now, and have long left the caches when the maps are made.
+        bits = tuple(mask_bits(host_array(masks)) for masks in output.mask_logits
+                     ) if TEACHABLE in wanted else ()
+        return NetworkPass(frames, output, wanted, queries, namer, taught, embeds, bits)
 
     def _infer(self, frames: tuple[Frame, ...], asked: Optional[PreparedQueries],
                namer: Optional[RegionNamer], features: bool) -> tuple[NetworkOutput, bool]:
@@ -412,7 +417,7 @@ class Segmenter:
                 pixel_features=output.pixel_features[index] if FEATURES in wanted else None,
                 teachable=None if TEACHABLE not in wanted else TeachableFrame.of(
                     (frame.height, frame.width), result.anomaly_mask,
-                    1 - output.no_object_probabilities[index], host_array(masks),
+                    1 - output.no_object_probabilities[index], seen.mask_bits[index],
                     output.pixel_features[index]),
                 query_version=(None if not maps & QUERY_MAPS
                                else 0 if queries is None else queries.version),

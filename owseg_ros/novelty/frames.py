@@ -95,15 +95,14 @@ class TeachableFrame:
 
     @classmethod
     def of(cls, image_size: tuple[int, int], anomaly_mask: np.ndarray, objectness: np.ndarray,
-           mask_logits: np.ndarray, pixel_features: np.ndarray) -> TeachableFrame:
+           masks: np.ndarray, pixel_features: np.ndarray) -> TeachableFrame:
         """
         Return a frame.
 
-        anomaly_mask: uint8 [H, W] of the maps, non-zero is anomalous; mask_logits: float32 [N, h,
-        w]; both may be overwritten afterwards. The other arguments are kept as the fields.
+        anomaly_mask: uint8 [H, W] of the maps, non-zero is anomalous; it may be overwritten
+        afterwards. masks: what mask_bits returned. The other arguments are kept as the fields.
         """
-        bits = np.packbits((mask_logits > 0).reshape(len(mask_logits), -1), axis=1)
-        return cls(image_size, anomaly_mask.shape, np.packbits(anomaly_mask), objectness, bits,
+        return cls(image_size, anomaly_mask.shape, np.packbits(anomaly_mask), objectness, masks,
                    pixel_features)
 
     @property
@@ -236,6 +235,11 @@ class RecentFrame:
     camera: str
     stamp: int
     frame: TeachableFrame
+
+
+def mask_bits(mask_logits: np.ndarray) -> np.ndarray:
+    """Return the masks of a TeachableFrame for mask logits, float32 [N, h, w]."""
+    return np.packbits((mask_logits > 0).reshape(len(mask_logits), -1), axis=1)
 
 
 class RecentFrames:

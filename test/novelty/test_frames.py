@@ -16,7 +16,7 @@
 import numpy as np
 from owseg_ros.language.regions import find_regions, Region
 from owseg_ros.novelty import NoveltyError, RecentFrames, TeachableFrame
-from owseg_ros.novelty.frames import Box, Pixel, RegionNumber, seconds_text
+from owseg_ros.novelty.frames import Box, mask_bits, Pixel, RegionNumber, seconds_text
 from owseg_ros.novelty.region_features import mask_features
 import pytest
 
@@ -35,7 +35,7 @@ def frame(regions=(), masks=(), objectness=None, image=SIZE, size=SIZE, seed=0):
     mask = np.zeros(size, np.uint8)
     for region in regions:
         mask[region.window][region.inside] = 255
-    return TeachableFrame.of(image, mask, np.float32(objectness), logits, features)
+    return TeachableFrame.of(image, mask, np.float32(objectness), mask_bits(logits), features)
 
 
 def is_region(found, wanted):
@@ -175,7 +175,8 @@ def test_what_a_frame_was_made_of_may_be_overwritten():
     wanted = find_regions(mask.copy())
     logits = np.full((1, *CELLS), 1.0, np.float32)
     features = np.zeros((5, *CELLS), np.float32)
-    seen = TeachableFrame.of((320, 480), mask, np.ones(1, np.float32), logits, features)
+    seen = TeachableFrame.of(
+        (320, 480), mask, np.ones(1, np.float32), mask_bits(logits), features)
     before = seen.nbytes
     mask[:] = 255
     logits[:] = -1.0
@@ -191,8 +192,8 @@ def test_what_a_frame_was_made_of_may_be_overwritten():
 def test_the_mask_need_not_be_whole_bytes():
     mask = np.zeros((37, 61), np.uint8)
     mask[30:37, 50:61] = 1
-    seen = TeachableFrame.of(SIZE, mask, np.ones(1, np.float32),
-                             np.ones((1, *CELLS), np.float32), np.zeros((5, *CELLS), np.float32))
+    seen = frame(size=(37, 61), masks=[(0, 8, 0, 12)])
+    seen = TeachableFrame.of(SIZE, mask, seen.objectness, seen.masks, seen.pixel_features)
     assert seen.size == (37, 61) and seen.anomalous.nbytes == -(-37 * 61 // 8)
     assert [region.box for region in seen.regions] == [(50, 30, 61, 37)]
 

@@ -25,6 +25,7 @@ import numpy as np
 from owseg_ros.novelty import live as live_module
 from owseg_ros.novelty import (
     LiveTeaching, MetricHead, PrototypeBook, TeachableFrame, TeachingSetup)
+from owseg_ros.novelty.frames import mask_bits
 import pytest
 from support.tiny_bundle import color_embedding, make_tiny_bundle
 
@@ -52,7 +53,7 @@ def scene(left=YELLOW, right=CYAN):
         logits[index][half] = 1.0
     features[3] = features[:3].mean(axis=0)
     return TeachableFrame.of(
-        SIZE, np.zeros(SIZE, np.uint8), np.ones(2, np.float32), logits, features)
+        SIZE, np.zeros(SIZE, np.uint8), np.ones(2, np.float32), mask_bits(logits), features)
 
 
 class Teaching:

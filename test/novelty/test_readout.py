@@ -18,11 +18,12 @@ from dataclasses import replace
 import numpy as np
 from owseg_ros.language import NO_EXPANSION, QueryScorer, RegionNamer
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
-from owseg_ros.language.regions import Region
+from owseg_ros.language.regions import find_regions, Region
 from owseg_ros.novelty import NoveltyError, prepare, PrototypeBook, TaughtRegion
+from owseg_ros.novelty.frames import Pixel
 from owseg_ros.novelty.readout import paint as paint_regions
 from owseg_ros.novelty.region_features import region_features
-from owseg_ros.segmenter import FEATURES, REGIONS, Segmenter
+from owseg_ros.segmenter import FEATURES, REGIONS, Segmenter, TEACHABLE
 import pytest
 from support.tiny_bundle import color_embedding, make_tiny_bundle, paint
 from support.tiny_text_encoder import make_tiny_text_encoder
@@ -85,6 +86,41 @@ def test_taught_classes_follow_the_known_ones(teachable, taught, size):
     plain = segmenter(squares(*size))
     assert plain.taught is None and plain.taught_regions == ()
     assert set(np.unique(plain.semantic)) <= {0, 1, 2}
+
+
+def test_a_frame_to_teach_from_outlives_what_it_was_made_of(teachable):
+    """The camera's buffer, the maps and the network's memory are used for the next frame."""
+    segmenter = Segmenter(teachable, threads=1)
+    pixels = squares()
+    first = segmenter(pixels, {'anomaly_mask', 'semantic', TEACHABLE})
+    regions = find_regions(first.anomaly_mask)
+    middle = Pixel(LEFT[1] * 192 + 20, 56)
+    cyan = first.teachable.pick(middle)[0]
+    features = first.teachable.features(cyan)
+    assert len(regions) == 3 and first.teachable.size == (128, 192)
+    pixels[:] = np.roll(squares(), 31, axis=1)
+    second = segmenter(pixels, {'anomaly_mask', 'semantic', TEACHABLE})
+    for name in ('anomaly_mask', 'semantic'):
+        getattr(first, name)[:] = getattr(second, name)
+    found = first.teachable.regions
+    assert [(one.box, one.area) for one in found] == [(one.box, one.area) for one in regions]
+    region, kind = first.teachable.pick(middle)
+    assert kind == 'anomaly' and region.box == cyan.box
+    np.testing.assert_array_equal(first.teachable.features(region), features)
+    assert not np.array_equal(first.teachable.anomalous, second.teachable.anomalous)
+    # A mask of the network, where nothing is anomalous.
+    assert first.teachable.pick(Pixel(2, 126))[1] == 'mask'
+
+
+def test_frames_to_teach_from_take_turns_in_a_batch(teachable):
+    pictures = [squares(), np.roll(squares(), 31, axis=1)]
+    segmenter = Segmenter(teachable, threads=1)
+    both = segmenter.segment(pictures, {TEACHABLE})
+    for picture, found in zip(pictures, both):
+        alone = segmenter(picture, {TEACHABLE}).teachable
+        for name in ('masks', 'anomalous', 'pixel_features', 'objectness'):
+            np.testing.assert_allclose(
+                getattr(found.teachable, name), getattr(alone, name), atol=1e-5)
 
 
 def test_a_region_that_is_shown_once_is_known_from_then_on(teachable):
