@@ -188,6 +188,22 @@ class Listener:
         rclpy.try_shutdown()
 
 
+def beside(spans) -> list[float]:
+    """
+    Return CPU ms of each frame beside network and readout, in the threads that work on it.
+
+    What the executor spends is not in it; a batch counts once.
+    """
+    sign = {'begin': 1.0, 'finish': 1.0, 'network': -1.0, 'readout': -1.0}
+    frames: dict[str, dict[str, float]] = {}
+    for span in spans:
+        if span.name in sign:
+            times = frames.setdefault(span.frame, {})
+            times[span.name] = times.get(span.name, 0.0) + 1e3 * span.cpu
+    return [sum(sign[name] * time for name, time in times.items())
+            for times in frames.values() if times.keys() == sign.keys()]
+
+
 def percentiles(values) -> dict[str, float]:
     """Return p50, p95 and p99 of some numbers."""
     values = list(values)
@@ -240,7 +256,7 @@ def measure(options, variant: dict, rate: float, folder: Path) -> dict:
     stages = {name: [span for span in spans if span.name == name]
               for name in dict.fromkeys(span.name for span in spans)}
     return {
-        'frames': frames, 'arrival_ms': last, 'seconds': end - start,
+        'frames': frames, 'arrival_ms': last, 'seconds': end - start, 'beside': beside(spans),
         'cpu_ms': 1e3 * (frames[-1]['cpu'] - frames[0]['cpu']) / (len(frames) - 1),
         'stages': {name: {'ms': [span.ms for span in found],
                           'cpu_ms': [1e3 * span.cpu for span in found],
@@ -272,6 +288,8 @@ def summary(rounds: list[dict]) -> dict:
         'network_ms': round(network, 2), 'readout_ms': round(readout, 2),
         'latency_ms': latency, 'age_ms': age,
         'arrival_ms': percentiles(value for entry in rounds for value in entry['arrival_ms']),
+        'beside_cpu_ms': round(statistics.median(
+            value for entry in rounds for value in entry['beside']), 2),
         'cpu_ms_per_frame': round(statistics.mean(entry['cpu_ms'] for entry in rounds), 1),
         'period_over_network': round(1e3 * seconds / len(frames) / network, 3),
         'readout_over_network': round(readout / network, 3),
@@ -353,7 +371,8 @@ def show(name: str, found: dict) -> None:
     """Print a case."""
     print(f'\n{name}: {found["frames"]} frames, {found["rate_hz"]} Hz; network '
           f'{found["network_ms"]} ms, readout {found["readout_ms"]} ms, CPU '
-          f'{found["cpu_ms_per_frame"]} ms a frame')
+          f'{found["cpu_ms_per_frame"]} ms a frame, of which beside network and readout '
+          f'{found["beside_cpu_ms"]} ms')
     print('  over network: period {period_over_network}, readout {readout_over_network}, '
           'all else {beside_over_network}, age p50 {age_p50_over_network}, p95 '
           '{age_p95_over_network}'.format(**found))
