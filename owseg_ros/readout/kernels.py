@@ -161,6 +161,12 @@ def _stretch(row, first, second, share, origin, gain, out):
 
 
 @_inner
+def _copy(row, out):
+    for x in range(len(out)):
+        out[x] = row[x]
+
+
+@_inner
 def _stretch_whole(row, start, phases, gain, out):
     """
     Write gain times a row stretched by a whole factor.
@@ -170,6 +176,9 @@ def _stretch_whole(row, start, phases, gain, out):
     """
     factor = len(phases)
     count = len(out) // factor
+    if factor == 4:
+        _stretch_four(row, start, gain, out)
+        return
     for phase in range(factor):
         share = gain * phases[phase]
         rest = gain - share
@@ -185,6 +194,29 @@ def _stretch_whole(row, start, phases, gain, out):
         strided = out[factor * begin + phase:]
         for x in range(len(first)):
             strided[factor * x] = rest * first[x] + share * second[x]
+
+
+@_inner
+def _stretch_four(row, start, gain, out):
+    """Do as _stretch_whole for masks at stride 4, several times as fast."""
+    count, last = len(out) // 4, len(row) - 1
+    # The row goes on as its first and its last pixel.
+    for x in (0, count - 1):
+        _four(gain * row[max(start + x - 1, 0)], gain * row[start + x],
+              gain * row[min(start + x + 1, last)], out[4 * x:4 * x + 4], 0)
+    before, at = row[start:start + count - 2], row[start + 1:start + count - 1]
+    after, inner = row[start + 2:start + count], out[4:4 * count - 4]
+    for x in range(count - 2):
+        _four(gain * before[x], gain * at[x], gain * after[x], inner, 4 * x)
+
+
+@_inner
+def _four(before, at, after, out, x):
+    """Write the four pixels of a pixel between its neighbours."""
+    out[x] = float32(0.375) * before + float32(0.625) * at
+    out[x + 1] = float32(0.125) * before + float32(0.875) * at
+    out[x + 2] = float32(0.875) * at + float32(0.125) * after
+    out[x + 3] = float32(0.625) * at + float32(0.375) * after
 
 
 @_inner
@@ -319,7 +351,7 @@ def _fill_block(masks, kept, weights, exact, line0, row_first, row_second, row_s
         for k in range(columns):
             for y in range(y0, y1):
                 at = (y - y0) * width
-                levels[k, top + y, start:stop] = tile[k, at:at + width]
+                _copy(tile[k, at:at + width], levels[k, top + y, start:stop])
 
 
 @_compiled(types.int64(
@@ -378,8 +410,8 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
                 _add_low(total, sigmoid, everyone, weights, low, height, 0, low, float32(1))
             for k in range(columns):
                 for y in range(height):
-                    rest[k, y * (end - begin):(y + 1) * (end - begin)] = (
-                        total[k, y * low + begin:y * low + end])
+                    _copy(total[k, y * low + begin:y * low + end],
+                          rest[k, y * (end - begin):(y + 1) * (end - begin)])
             chosen, sign = order[replaced:], float32(-1)
         else:
             for k in range(columns):
@@ -392,8 +424,8 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
         if same:
             for k in range(columns):
                 for y in range(rows):
-                    levels[k, top + y, start:stop] = (
-                        rest[k, y * (end - begin):(y + 1) * (end - begin)])
+                    _copy(rest[k, y * (end - begin):(y + 1) * (end - begin)],
+                          levels[k, top + y, start:stop])
             continue
         queries[:left] = np.sort(order[replaced:])
         queries[left:left + TOGETHER] = count
