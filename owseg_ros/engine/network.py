@@ -147,7 +147,9 @@ class NetworkEngine(ABC):
         blank = Frame(np.full((self.input.height, self.input.width, 3), 128, np.uint8))
         features = {key: bool(self.bundle.outputs.get(key))
                     for key in ('pixel_features', 'text_features')}
-        self.infer([blank] * batch, **features)
+        # One that is stretched, so that this is compiled now and not while a camera waits.
+        larger = Frame(np.full((self.input.height + 1, self.input.width + 1, 3), 128, np.uint8))
+        self.infer([larger] * batch, **features)
         for _ in range(_WARM_UP_PASSES):
             output = self.infer([blank] * batch, region_embeddings=False)
         return output.preprocess_ms + output.network_ms

@@ -20,14 +20,15 @@ from typing import Optional, Sequence
 import cv2
 import numpy as np
 from owseg_ros.bundle import InputSpec
+from owseg_ros.engine.stretch import plan, stretch
 from owseg_ros.frame import Frame
 
 
-def normalisation_tables(spec: InputSpec) -> tuple[np.ndarray, ...]:
-    """Return three float32 [256] tables in RGB order: (value - mean) / std for each byte."""
+def normalisation_tables(spec: InputSpec) -> np.ndarray:
+    """Return float32 [3, 256], tables in RGB order: (value - mean) / std for each byte."""
     values = np.arange(256, dtype=np.float64)
-    return tuple(((values - mean) / std).astype(np.float32)
-                 for mean, std in zip(spec.mean, spec.std))
+    return np.stack([((values - mean) / std).astype(np.float32)
+                     for mean, std in zip(spec.mean, spec.std)])
 
 
 def resize(pixels: np.ndarray, height: int, width: int,
@@ -48,7 +49,7 @@ def resize(pixels: np.ndarray, height: int, width: int,
 
 
 def pack(frames: Sequence[Frame], spec: InputSpec, out: Optional[np.ndarray] = None,
-         tables: Optional[Sequence[np.ndarray]] = None,
+         tables: Optional[np.ndarray] = None,
          scratch: Optional[np.ndarray] = None) -> np.ndarray:
     """
     Return frames of any sizes as the network's input, float32 [B, 3, height, width] in RGB.
@@ -58,8 +59,9 @@ def pack(frames: Sequence[Frame], spec: InputSpec, out: Optional[np.ndarray] = N
     width] to work in, else new memory.
 
     Resizing reads the frame where it lies, padded rows and BGR order included; conversion,
-    scale and shift are one table look-up a plane, straight into the result. With out, tables
-    and scratch given, no memory is allocated.
+    scale and shift are one table look-up a plane, straight into the result. Where `stretch.plan`
+    has one, all of it is one pass, with the same result. With out, tables and scratch given, no
+    memory is allocated but for a few rows.
     """
     shape = (len(frames), 3, spec.height, spec.width)
     if out is None:
@@ -71,6 +73,10 @@ def pack(frames: Sequence[Frame], spec: InputSpec, out: Optional[np.ndarray] = N
         scratch = np.empty((6, spec.height, spec.width), np.uint8)
     room, channels = scratch[:3].reshape(spec.height, spec.width, 3), list(scratch[3:])
     for frame, planes in zip(frames, out):
+        planned = plan(frame.pixels.shape[:2], (spec.height, spec.width))
+        if planned is not None:
+            stretch(frame.pixels, planned, tables, planes, frame.order == 'bgr')
+            continue
         small = resize(frame.pixels, spec.height, spec.width, room)
         if frame.order == 'bgr':
             planes = planes[::-1]

@@ -16,10 +16,11 @@
 import tracemalloc
 
 import cv2
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 import numpy as np
 from owseg_ros.bundle import InputSpec
 from owseg_ros.engine.preprocess import normalisation_tables, pack, resize
+from owseg_ros.engine.stretch import plan, stretch
 from owseg_ros.frame import Frame
 import pytest
 
@@ -63,6 +64,33 @@ def test_each_byte_of_each_channel_is_that_of_the_table(size, order):
     for found in (pack([Frame(pixels, order)], spec),
                   pack([Frame(pixels, order)], spec, out, tables, scratch)):
         assert found[0].tobytes() == wanted.tobytes()
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.data(), st.booleans(), st.integers(0, 7))
+@settings(max_examples=150, deadline=None)
+def test_the_compiled_stretch_is_that_of_opencv(height, width, data, bgr, padding):
+    """Bit by bit, ties of the rounding included."""
+    size = (data.draw(st.integers(height, 3 * height)), data.draw(st.integers(width, 3 * width)))
+    planned = plan(size, (height, width))
+    assume(planned is not None)
+    pixels = picture(size[0], size[1] + padding, data.draw(st.integers(0, 99)))[:, :size[1]]
+    kept = pixels.copy()
+    tables = normalisation_tables(SPEC)
+    out = np.full((3, height, width), np.nan, np.float32)
+    stretch(pixels, planned, tables, out, bgr)
+    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    wanted = np.stack([table[plane] for table, plane in zip(
+        tables, (small[..., ::-1] if bgr else small).transpose(2, 0, 1))])
+    assert out.tobytes() == wanted.tobytes()
+    np.testing.assert_array_equal(pixels, kept)
+
+
+def test_where_the_compiled_stretch_stands_in():
+    network = (352, 480)
+    for size in ((480, 640), (353, 481), (352, 500), (720, 900)):
+        assert plan(size, network) is not None
+    for size in (network, (704, 960), (351, 640), (480, 479), (1080, 1920)):
+        assert plan(size, network) is None
 
 
 def test_batch_of_different_cameras():
