@@ -50,12 +50,8 @@ class TowerEncoder(TextEncoder):
         """Return float32 [n, D], rows of unit length."""
         rows = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(texts), BATCH):
-            tokens = self._tower.original(texts[start:start + BATCH])
-            padded = torch.zeros(len(tokens), self._tower.manifest['max_tokens'],
-                                 dtype=torch.int64)
-            for row, found in zip(padded, tokens):
-                row[:len(found)] = torch.tensor(found)
-            rows.append(self._tower.network(padded).float().numpy())
+            tokens = torch.tensor(self._tower.original(texts[start:start + BATCH]))
+            rows.append(self._tower.network(tokens).float().numpy())
         return np.concatenate(rows)
 
 

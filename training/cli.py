@@ -503,7 +503,7 @@ def _text_encoder(options: argparse.Namespace) -> None:
     else:
         from owseg_training.clip_text import clip_text_tower
         tower = clip_text_tower(options.model, options.weights, space=options.space,
-                                license_name=options.license)
+                                license_name=options.license, hf_folder=options.hf_folder)
     folder, found = export_text_encoder(tower, options.out)
     print(f'wrote {folder.path}: space {folder.space}, {folder.dim} numbers a text; on '
           f'{found.texts} texts the tokens are equal and embeddings differ from torch by '
@@ -521,6 +521,11 @@ def _add_text_encoder(stages: argparse._SubParsersAction) -> None:
     clip = encoders.add_parser('open-clip', help='the text tower of an open_clip model')
     clip.add_argument('--model', required=True, help='name that open_clip knows: RN50, ...')
     clip.add_argument('--weights', type=Path, required=True, help='checkpoint of that model')
+    clip.add_argument('--hf-folder', type=Path, metavar='FOLDER',
+                      help="for models whose tokenizer is not CLIP's (SigLIP, multilingual ones, "
+                           '...): the files of the Hugging Face repository that open_clip names '
+                           'for it: tokenizer.json, tokenizer_config.json, config.json; without '
+                           'it an error names the repository')
     clip.add_argument('--space', help="name of the embedding space (default: the model's name "
                                       "and the start of the weights' sha256)")
     clip.add_argument('--license', default='unknown', help='of the weights')

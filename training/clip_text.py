@@ -12,13 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Text towers of open_clip, and their tokenizer as JSON of the library tokenizers.
+Text towers of open_clip, and their tokenizers as JSON of the library tokenizers.
 
-The tokenizer of CLIP cleans text with ftfy before it splits it. What that does to texts as
-queries are spelt (Unicode NFKC, lower case, no control characters) is repeated here: straight
-quotes for curly ones. Two of its repairs have no form in a tokenizers file: HTML entities and
-wrongly decoded UTF-8 are read as they are written. U+0345, the combining iota of Greek, and U+FFFC
-are cut into other words.
+Most models have the byte-pair encoding of CLIP, which open_clip brings along; the others take
+theirs, and some of them the configuration of their text tower, from a repository of the Hugging
+Face hub, whose files a local folder holds (hf_tokenizer). Of CLIP's encoding U+0345, the combining
+iota of Greek, and U+FFFC are cut into other words; for cleaning see clip_cleaning.
 """
 
 from __future__ import annotations
@@ -28,18 +27,25 @@ from pathlib import Path
 from typing import Any, Optional
 
 from owseg_ros.bundle import sha256_of
-from owseg_training.open_clip_models import import_open_clip, open_clip_model
-from owseg_training.text_encoder import TextExportError, TextTower, torch_onnx
+from owseg_training.clip_cleaning import cleaning_of, cleaning_steps
+from owseg_training.hf_tokenizer import exported_tokenizer, local_tokenizer
+from owseg_training.open_clip_models import (
+    import_open_clip, open_clip_model, OpenClipError, text_configuration)
+from owseg_training.text_encoder import TextTower, torch_onnx
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors, Regex
 import torch
 from torch import nn
 
 BEGIN, END = '<start_of_text>', '<end_of_text>'
-# The single and double quotes that ftfy makes straight.
-SINGLE_QUOTES, DOUBLE_QUOTES = '[\u02bc\u2018-\u201b]', '[\u201c-\u201f]'
 # A word, one digit, or other signs; an English ending is a word of its own.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+# What makes one vector of the tokens, by what open_clip calls it.
+POOLINGS = {'argmax': 'end_of_text', 'eos': 'end_of_text', 'first': 'first_token',
+            'last': 'last_token', 'MeanPooler': 'mean', 'ClsPooler': 'first_token',
+            'ClsLastHiddenStatePooler': 'first_token'}
 
 
 class ClipText(nn.Module):
@@ -48,12 +54,28 @@ class ClipText(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        # What texts do not pass would take memory at export.
+        for part in ('visual', 'text_decoder'):
+            if hasattr(model, part):
+                delattr(model, part)
+        transformer = getattr(getattr(model, 'text', None), 'transformer', None)
+        if hasattr(transformer, 'set_attn_implementation'):
+            # torch cannot export the fused attention of mT5.
+            transformer.set_attn_implementation('eager')
         # Of the wrapper too: exporters restore its mode in the model.
         self.eval()
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return the normalised projection of the token that ends the text."""
+        """Return the normalised projection of what the text tower pools."""
         return self.model.encode_text(input_ids, normalize=True)
+
+    @property
+    def pooling(self) -> str:
+        """Return how one vector is made of the tokens, in a manifest's words."""
+        text = getattr(self.model, 'text', self.model)
+        if hasattr(text, 'pooler'):
+            return POOLINGS[type(text.pooler).__name__]
+        return POOLINGS[getattr(text, 'pool_type', None) or text.text_pool_type]
 
 
 def clip_tokenizer(original: Any) -> tokenizers.Tokenizer:
@@ -67,10 +89,7 @@ def clip_tokenizer(original: Any) -> tokenizers.Tokenizer:
         vocab=original.encoder, merges=sorted(ranks, key=ranks.get),
         end_of_word_suffix='</w>'))
     tokenizer.normalizer = normalizers.Sequence([
-        normalizers.Replace(Regex(SINGLE_QUOTES), "'"),
-        normalizers.Replace(Regex(DOUBLE_QUOTES), '"'),
-        normalizers.NFC(), normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Strip(),
-        normalizers.Lowercase()])
+        *cleaning_steps(cleaning_of(import_open_clip(), original)), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(WORDS), behavior='removed', invert=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -85,41 +104,48 @@ def clip_tokenizer(original: Any) -> tokenizers.Tokenizer:
 
 
 def clip_text_tower(name: str, weights: Optional[str | Path], *, space: Optional[str] = None,
-                    license_name: str = 'unknown') -> TextTower:
+                    license_name: str = 'unknown',
+                    hf_folder: Optional[str | Path] = None) -> TextTower:
     """
     Return the text tower of an open_clip model.
 
     name: of the model, as open_clip.list_models() has it. weights: a local checkpoint that
     open_clip reads, None for random weights. space: name of the embedding space, by default
     the model's name and the start of the weights' sha256. license_name: of the weights.
-    Raises OpenClipError as open_clip_models.open_clip_model does, and TextExportError where the
-    model's tokenizer is not the byte-pair encoding of CLIP.
+    hf_folder: the files of the repository of the Hugging Face hub that open_clip names for the
+    model's tokenizer, and its text tower where that is a model of transformers.
+    Raises OpenClipError as open_clip_models.open_clip_model does, and where the model needs such a
+    folder that is not given or cannot be read, or needs none and one is given.
     """
-    open_clip = import_open_clip()
-    model = open_clip_model(name, weights)
+    open_clip, text = import_open_clip(), text_configuration(name)
+    repository = text.get('hf_tokenizer_name')
+    if repository:
+        original = local_tokenizer(name, text, hf_folder)
+        tokenizer = exported_tokenizer(original)
+    else:
+        if hf_folder is not None:
+            raise OpenClipError(f'{name} has the tokenizer of CLIP, which comes with open_clip, '
+                                'and takes nothing from --hf-folder')
+        original = open_clip.get_tokenizer(name)
+        tokenizer = clip_tokenizer(original).to_str()
+    network = ClipText(open_clip_model(name, weights, hf_folder))
     digest = 'random' if weights is None else sha256_of(weights)
-    original = open_clip.get_tokenizer(name)
-    if not isinstance(original, open_clip.SimpleTokenizer):
-        raise TextExportError(f'the tokenizer of {name} is a {type(original).__name__}; only '
-                              'the byte-pair encoding of CLIP is exported')
-    if original.clean_fn is not open_clip.tokenizer.get_clean_fn('lower'):
-        raise TextExportError(f'the tokenizer of {name} cleans texts in a way that is not '
-                              'exported, only that of CLIP is')
     context = original.context_length
 
     def tokens(texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens up to the one that ends the text, which is the largest."""
-        rows = original(list(texts))
-        return [row[:int(row.argmax()) + 1].tolist() for row in rows]
+        """Return the tokens of each text and its padding."""
+        return original(list(texts)).tolist()
 
-    network = ClipText(model)
     with torch.inference_mode():
-        dim = network(torch.zeros(1, context, dtype=torch.int64)).shape[1]
+        dim = network(torch.tensor(tokens(['road']))).shape[1]
+    provenance = {'model': f'open_clip {name}', 'weights_sha256': digest}
+    if repository:
+        provenance['tokenizer'] = repository
     return TextTower(
-        network=network, onnx=lambda: torch_onnx(network, context), masked=False,
-        tokenizer=clip_tokenizer(original), original=tokens,
+        network=network, onnx=lambda path: torch_onnx(network, context, path), masked=False,
+        tokenizer=tokenizer, original=tokens,
         manifest={
             'name': name, 'license': license_name,
             'space': space or f'open_clip/{name}/{digest[:12]}', 'dim': dim,
-            'max_tokens': context, 'pooling': 'end_of_text', 'templates': 'caption',
-            'provenance': {'model': f'open_clip {name}', 'weights_sha256': digest}})
+            'max_tokens': context, 'pooling': network.pooling, 'templates': 'caption',
+            'provenance': provenance})

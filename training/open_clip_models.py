@@ -40,24 +40,60 @@ def import_open_clip() -> Any:
     return open_clip
 
 
-def open_clip_model(name: str, weights: str | Path | None = None) -> nn.Module:
+def text_configuration(name: str) -> dict[str, Any]:
     """
-    Return a model of open_clip in evaluation mode.
+    Return what open_clip states of a model's text tower; keys as in its model configurations.
 
-    name: as open_clip.list_models() has it; weights: a local checkpoint that open_clip reads
-    (its own, OpenAI's, safetensors), None for random ones. Nothing is downloaded.
-    Raises OpenClipError where the model is not known or the checkpoint cannot be read or does
-    not fit.
+    name: as open_clip.list_models() has it. Raises OpenClipError where it is not known.
     """
     open_clip = import_open_clip()
     if name not in open_clip.list_models():
         raise OpenClipError(f'open_clip knows no model {name!r}; its names are those of '
                             'open_clip.list_models()')
+    return open_clip.get_model_config(name)['text_cfg']
+
+
+def hub_folder(name: str, repository: str, folder: str | Path | None) -> Path:
+    """
+    Return the folder that holds what a model takes from a repository of the Hugging Face hub.
+
+    Raises OpenClipError, which says what to download, for None and where there is no such folder.
+    """
+    if folder is not None and Path(folder).is_dir():
+        return Path(folder)
+    problem = 'no folder with them was given' if folder is None else f'{folder} is no folder'
+    raise OpenClipError(
+        f'{name} takes files from {repository} on the Hugging Face hub, and {problem}; get them '
+        f"(hf download {repository} --include '*.json' '*.model' '*.txt' --local-dir FOLDER) and "
+        'pass --hf-folder FOLDER to owseg-train text-encoder open-clip')
+
+
+def open_clip_model(name: str, weights: str | Path | None = None,
+                    hf_folder: str | Path | None = None) -> nn.Module:
+    """
+    Return a model of open_clip in evaluation mode.
+
+    name: as open_clip.list_models() has it; weights: a local checkpoint that open_clip reads
+    (its own, OpenAI's, safetensors), None for random ones. hf_folder: with the config.json of a
+    text tower that is a model of transformers; no other model reads it. Nothing is downloaded.
+    Raises OpenClipError where the model is not known, the checkpoint cannot be read or does
+    not fit, or a configuration is needed that is not there.
+    """
+    open_clip, text = import_open_clip(), text_configuration(name)
     if weights is not None and not Path(weights).is_file():
         raise OpenClipError(f'{weights} cannot be read: there is no such file')
+    changes = {}
+    if 'hf_model_name' in text:
+        folder = hub_folder(name, text['hf_model_name'], hf_folder)
+        if not (folder / 'config.json').is_file():
+            raise OpenClipError(f'{folder} has no config.json, which states the text tower of '
+                                f'{name}: that of {text["hf_model_name"]}')
+        changes['text_cfg'] = {**text, 'hf_model_name': str(folder),
+                               'hf_model_pretrained': False}
     try:
         with _random_weights_expected():
-            return open_clip.create_model(name, pretrained=weights and str(weights)).eval()
+            return open_clip.create_model(
+                name, pretrained=weights and str(weights), **changes).eval()
     # Checkpoints fail in as many ways as there are formats of them.
     except (RuntimeError, ValueError, KeyError, OSError, AttributeError, AssertionError) as error:
         raise OpenClipError(f'open_clip cannot make {name} of {weights}: '

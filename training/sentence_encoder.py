@@ -72,7 +72,8 @@ def bert_tower(config: Mapping[str, Any], weights: Mapping[str, np.ndarray],
     reference = BertTokenizer(vocab=tokenizer.get_vocab(with_added_tokens=True),
                               do_lower_case=True)
     return TextTower(
-        network=MeanPooledBert(bert), onnx=lambda: network, masked=True, tokenizer=tokenizer,
+        network=MeanPooledBert(bert), onnx=lambda path: path.write_bytes(network), masked=True,
+        tokenizer=tokenizer.to_str(),
         original=lambda texts: reference(list(texts), truncation=True,
                                          max_length=manifest['max_tokens'])['input_ids'],
         manifest=manifest)

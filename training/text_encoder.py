@@ -29,17 +29,19 @@ from typing import Any
 import numpy as np
 import onnx
 from owseg_ros.errors import OwsegError
-from owseg_ros.language.encoder_folder import NETWORK, TextEncoderFolder, write_text_encoder_folder
+from owseg_ros.language.encoder_folder import (
+    NETWORK, TextEncoderFolder, WEIGHTS, write_text_encoder_folder)
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder, OUTPUT, TOKENS
 from owseg_ros.language.text import normalise_text, TextError
 from owseg_ros.language.vocabulary import default_vocabulary
-import tokenizers
 import torch
 from torch import nn
 
 OPSET = 18
 TOLERANCE = 1e-5
 MAX_BATCH = 4096
+# An ONNX file holds less than 2 GiB; the rest is for its graph.
+MAX_ONNX_BYTES = 2_000_000_000
 # Every eighth wording of the vocabulary is also checked.
 _STEP = 8
 CHECK_TEXTS = (
@@ -52,7 +54,8 @@ CHECK_TEXTS = (
     'می‌رود', 'सड़क', 'ถนน', 'đường phố', '道路', '交通锥', '歩行者', 'トラック', 'ﾄﾗｯｸ', '보행자',
     'ＦＵＬＬ ｗｉｄｔｈ', 'ﬁre', 'x²', '½', '№ 5', '™', '5€', '🚧', '🚗🚙', '👩\u200d🔬', '🇩🇪',
     'e\u0301', 'a\u0301\u0323', '\u00a0dog\u00a0', 'a\u200bb', '[CLS] dog [SEP]', '[MASK]',
-    '##ing', 'supercalifragilisticexpialidocious', 'x' * 128, 'stone ' * 60, '狗' * 128, '🚧' * 100)
+    '##ing', '<s> road </s>', '<mask>', 'a <pad> b', '<unk>',
+    'supercalifragilisticexpialidocious', 'x' * 128, 'stone ' * 60, '狗' * 128, '🚧' * 100)
 
 
 class TextExportError(OwsegError):
@@ -66,16 +69,18 @@ class TextTower:
 
     network: (input_ids, attention_mask) int64 [n, tokens], or input_ids alone where not masked,
         to float32 [n, D] of unit length.
-    onnx: returns the same as an ONNX file, for any number of texts up to 4096.
+    onnx: writes the same as an ONNX file, for any number of texts up to 4096, to the path that it
+        is given; weights that make it too large for one file to path + '.data'.
     masked: whether it takes the mask; then the count of tokens may vary, else it is fixed.
-    tokenizer: for the robot. original: the model's own, texts to token lists without padding.
+    tokenizer: for the robot, JSON of the library tokenizers. original: the model's own, texts to
+        token lists, without padding where masked, else with the model's padding.
     manifest: as encoder_folder.write_text_encoder_folder takes it.
     """
 
     network: nn.Module
-    onnx: Callable[[], bytes]
+    onnx: Callable[[Path], object]
     masked: bool
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: str
     original: Callable[[Sequence[str]], list[list[int]]]
     manifest: Mapping[str, Any]
 
@@ -105,22 +110,22 @@ def check_texts(manifest: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(spelt))
 
 
-def torch_onnx(network: nn.Module, tokens: int) -> bytes:
+def torch_onnx(network: nn.Module, tokens: int, path: Path) -> None:
     """
-    Return a network of fixed length as an ONNX file, exported by torch.
+    Write a network of fixed length as an ONNX file, exported by torch.
 
-    network: input_ids int64 [n, tokens] to float32 [n, D].
+    network: input_ids int64 [n, tokens] to float32 [n, D]. path: of the file; weights above
+    MAX_ONNX_BYTES are left to path + '.data'.
     """
-    with tempfile.TemporaryDirectory(prefix='owseg_text_') as staging:
-        path = Path(staging) / NETWORK
-        # Two texts, because the exporter specialises a dimension whose example is one.
-        torch.onnx.export(
-            network.eval(), (torch.ones(2, tokens, dtype=torch.int64),), str(path),
-            input_names=[TOKENS], output_names=[OUTPUT], opset_version=OPSET, dynamo=True,
-            external_data=False, verbose=False,
-            dynamic_shapes=[{0: torch.export.Dim('texts', min=1, max=MAX_BATCH)}])
-        onnx.checker.check_model(str(path), full_check=True)
-        return path.read_bytes()
+    size = sum(tensor.numel() * tensor.element_size()
+               for tensor in (*network.parameters(), *network.buffers()))
+    # Two texts, because the exporter specialises a dimension whose example is one.
+    torch.onnx.export(
+        network.eval(), (torch.ones(2, tokens, dtype=torch.int64),), str(path),
+        input_names=[TOKENS], output_names=[OUTPUT], opset_version=OPSET, dynamo=True,
+        external_data=size > MAX_ONNX_BYTES, verbose=False,
+        dynamic_shapes=[{0: torch.export.Dim('texts', min=1, max=MAX_BATCH)}])
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def parity(tower: TextTower, folder: str | Path, texts: Sequence[str]) -> Parity:
@@ -129,16 +134,12 @@ def parity(tower: TextTower, folder: str | Path, texts: Sequence[str]) -> Parity
     expected, other = [], []
     for text, tokens in zip(texts, tower.original(texts)):
         ids, mask = encoder.tokens([text])
-        if ids[mask == 1].tolist() != list(tokens):
+        found = ids[mask == 1] if tower.masked else ids[0]
+        if found.tolist() != list(tokens):
             other.append(text)
         # The model's own tokens, so that both halves of the export are on trial.
         inputs = torch.tensor([tokens])
-        if tower.masked:
-            arguments = (inputs, torch.ones_like(inputs))
-        else:
-            padded = torch.zeros(1, tower.manifest['max_tokens'], dtype=torch.int64)
-            padded[:, :len(tokens)] = inputs
-            arguments = (padded,)
+        arguments = (inputs, torch.ones_like(inputs)) if tower.masked else (inputs,)
         with torch.inference_mode():
             expected.append(tower.network(*arguments)[0].numpy())
     difference = np.abs(encoder.encode(texts) - np.array(expected)).max()
@@ -153,10 +154,19 @@ def export_text_encoder(tower: TextTower, out: str | Path,
     texts: compared besides check_texts. Raises TextExportError where tokens differ, or
     embeddings by more than 1e-5; nothing is written then.
     """
-    contents = tower.onnx(), tower.tokenizer.to_str()
-    with tempfile.TemporaryDirectory(prefix='owseg_text_') as trial:
-        write_text_encoder_folder(trial, tower.manifest, *contents)
+    with tempfile.TemporaryDirectory(prefix='owseg_text_') as staging:
+        network, trial = Path(staging) / NETWORK, Path(staging) / 'trial'
+        tower.onnx(network)
+        weights = network.with_name(WEIGHTS)
+        contents = (tower.manifest, network.read_bytes(), tower.tokenizer,
+                    weights if weights.exists() else None)
+        write_text_encoder_folder(trial, *contents)
         found = parity(tower, trial, [*check_texts(tower.manifest), *texts])
+        _refuse_differences(found)
+        return write_text_encoder_folder(out, *contents), found
+
+
+def _refuse_differences(found: Parity) -> None:
     if found.other_tokens:
         raise TextExportError(
             f'the exported tokenizer differs from the original one on {len(found.other_tokens)} '
@@ -165,4 +175,3 @@ def export_text_encoder(tower: TextTower, out: str | Path,
     if not found.difference <= TOLERANCE:
         raise TextExportError(f'the exported embeddings differ by {found.difference:.1e} from '
                               f'those of torch, more than {TOLERANCE:g}; nothing was written')
-    return write_text_encoder_folder(out, tower.manifest, *contents), found

@@ -14,6 +14,7 @@
 """
 A text encoder on disk: text.onnx, tokenizer.json and a manifest.yaml with their sha256.
 
+A network of 2 GiB and more keeps its weights in text.onnx.data, as one ONNX file cannot hold them.
 ``schemas/text_encoder.schema.json`` documents the manifest. Everything is checked before use;
 nothing is unpickled.
 """
@@ -27,16 +28,18 @@ import json
 import os
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Optional
 
 import jsonschema
 from owseg_ros.bundle import sha256_of
 from owseg_ros.language.contract import TextEncoderError
-from owseg_ros.language.files import write_atomically
+from owseg_ros.language.files import copy_atomically, write_atomically
 import yaml
 
 MANIFEST = 'manifest.yaml'
 NETWORK = 'text.onnx'
+# As torch and ONNX Runtime call what belongs to NETWORK.
+WEIGHTS = f'{NETWORK}.data'
 TOKENIZER = 'tokenizer.json'
 SCHEMA = 'owseg_ros/text_encoder'
 SCHEMA_VERSION = 1
@@ -102,13 +105,15 @@ def load_text_encoder_folder(path: str | os.PathLike) -> TextEncoderFolder:
 
 
 def write_text_encoder_folder(path: str | os.PathLike, manifest: Mapping[str, Any],
-                              network: bytes, tokenizer: str) -> TextEncoderFolder:
+                              network: bytes, tokenizer: str,
+                              weights: Optional[str | os.PathLike] = None) -> TextEncoderFolder:
     """
     Write the folder of a text encoder and return it as load_text_encoder_folder reads it.
 
     manifest: the keys of the schema but schema, schema_version and files. network: the ONNX
-    file; tokenizer: JSON of the library ``tokenizers``. Each file appears whole, the manifest
-    last, so that a folder half replaced is refused by its checksums.
+    file; tokenizer: JSON of the library ``tokenizers``; weights: the file of the network's
+    weights, where it keeps them apart under the name text.onnx.data. Each file appears whole, the
+    manifest last, so that a folder half replaced is refused by its checksums.
     Raises TextEncoderError, for a manifest that is not valid before anything is written.
     """
     folder = Path(os.path.abspath(path))
@@ -119,6 +124,10 @@ def write_text_encoder_folder(path: str | os.PathLike, manifest: Mapping[str, An
     try:
         for name, content in contents.items():
             write_atomically(folder / name, content)
+        if weights is not None:
+            copy_atomically(weights, folder / WEIGHTS)
+            whole['files'][WEIGHTS] = ''
+        for name in whole['files']:
             whole['files'][name] = sha256_of(folder / name)
         write_atomically(folder / MANIFEST, yaml.safe_dump(
             whole, sort_keys=False, allow_unicode=True, width=99).encode('utf-8'))

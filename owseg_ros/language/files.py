@@ -15,9 +15,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import os
 from pathlib import Path
+import shutil
 import tempfile
+from typing import BinaryIO
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -26,12 +29,25 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 
     Raises OSError, after which a file that was there is as it was and nothing else is left.
     """
-    path = Path(path)
+    _replace(Path(path), lambda stream: stream.write(data))
+
+
+def copy_atomically(source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """
+    Copy a file whole or not at all, as write_atomically writes one, a piece at a time.
+
+    Raises OSError as there, and where the source cannot be read.
+    """
+    with open(source, 'rb') as original:
+        _replace(Path(path), lambda stream: shutil.copyfileobj(original, stream, 1 << 24))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
     try:
         with os.fdopen(descriptor, 'wb') as stream:
-            stream.write(data)
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o644)

@@ -39,9 +39,9 @@ class OnnxTextEncoder(TextEncoder):
     Runs the text encoder in a folder; see language.contract.TextEncoder.
 
     folder: text.onnx, tokenizer.json and manifest.yaml, as owseg text-encoder and owseg-train
-        text-encoder write them. The network takes int64 input_ids [n, tokens] and, where it has
-        such an input, attention_mask of the same shape, and returns float32 text_embedding
-        [n, D] of unit length.
+        text-encoder write them, and text.onnx.data for a large network. The network takes int64
+        input_ids [n, tokens] and, where it has such an input, attention_mask of the same shape,
+        and returns float32 text_embedding [n, D] of unit length.
     providers: where to run, in order of preference: 'cpu', 'cuda', 'tensorrt'.
     threads: on the CPU; 0 takes one a core that this process may use.
 
@@ -87,13 +87,14 @@ class OnnxTextEncoder(TextEncoder):
         """
         Return tokens and mask (1 for tokens, 0 for padding), int64 [n, tokens].
 
-        Padded as the tokenizer says: to a fixed length, or to the longest text.
+        Blanks around a text are no part of it. Padded as the tokenizer says: to a fixed length, or
+        to the longest text.
         Raises TextEncoderError for a text that is none, such as one with lone surrogates.
         """
         try:
             # One by one: encode_batch would start a pool of threads for a few words.
-            encodings = [self._tokenizer.encode(text) for text in texts]
-        except (TypeError, UnicodeError) as error:
+            encodings = [self._tokenizer.encode(text.strip()) for text in texts]
+        except (AttributeError, TypeError, UnicodeError) as error:
             raise self._error(f'a text cannot be tokenized: {one_line(error)}') from error
         length = max(len(encoding.ids) for encoding in encodings)
         padding = self._tokenizer.padding

@@ -13,7 +13,7 @@
 # limitations under the License.
 import os
 
-from owseg_ros.language.files import write_atomically
+from owseg_ros.language.files import copy_atomically, write_atomically
 import pytest
 
 
@@ -24,6 +24,18 @@ def test_a_file_is_written_whole_and_its_folder_made(tmp_path):
     assert path.read_bytes() == b'2nd'
     assert os.listdir(path.parent) == ['file']
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_copy_replaces_a_file(tmp_path):
+    source, path = tmp_path / 'source', tmp_path / 'new' / 'file'
+    source.write_bytes(bytes(range(256)) * 300)
+    write_atomically(path, b'first')
+    copy_atomically(source, path)
+    assert path.read_bytes() == source.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o644
+    with pytest.raises(OSError):
+        copy_atomically(tmp_path / 'missing', path)
+    assert path.read_bytes() == source.read_bytes() and os.listdir(path.parent) == ['file']
 
 
 def test_what_fails_leaves_nothing(tmp_path):

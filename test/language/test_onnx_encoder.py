@@ -24,7 +24,7 @@ from support.tiny_text_encoder import (
     DIM, make_tiny_text_encoder, MAX_TOKENS, SPACE, tiny_text_manifest, tiny_text_network,
     tiny_tokenizer)
 
-TEXTS = ['dog', 'god', 'a traffic cone', '', ' ', 'Straße', '狗', '👩\u200d🔬', 'x' * 300]
+TEXTS = ['dog', 'god', 'a traffic cone', '', 'd og', 'Straße', '狗', '👩\u200d🔬', 'x' * 300]
 
 
 @pytest.fixture(scope='module')
@@ -53,6 +53,11 @@ def test_texts_become_vectors_of_unit_length(encoder):
     distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
     assert distances[~np.eye(len(TEXTS), dtype=bool)].min() > 0.01
     assert encoder.encode([]).shape == (0, DIM)
+
+
+def test_blanks_around_a_text_are_no_part_of_it(encoder):
+    np.testing.assert_array_equal(
+        encoder.encode([' ', '\u3000d og\n']), encoder.encode(['', 'd og']))
 
 
 def test_padding_and_batches_change_nothing(encoder):
