@@ -82,14 +82,15 @@ def open_clip_model(name: str, weights: str | Path | None = None,
     open_clip, text = import_open_clip(), text_configuration(name)
     if weights is not None and not Path(weights).is_file():
         raise OpenClipError(f'{weights} cannot be read: there is no such file')
-    changes = {}
+    changes: dict[str, Any] = {}
     if 'hf_model_name' in text:
         folder = hub_folder(name, text['hf_model_name'], hf_folder)
         if not (folder / 'config.json').is_file():
             raise OpenClipError(f'{folder} has no config.json, which states the text tower of '
                                 f'{name}: that of {text["hf_model_name"]}')
-        changes['text_cfg'] = {**text, 'hf_model_name': str(folder),
-                               'hf_model_pretrained': False}
+        # Its weights are in the checkpoint; open_clip would ask for others.
+        changes = {'pretrained_text': False, 'text_cfg': {
+            **text, 'hf_model_name': str(folder), 'hf_model_pretrained': False}}
     try:
         with _random_weights_expected():
             return open_clip.create_model(
