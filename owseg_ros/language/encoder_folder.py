@@ -14,7 +14,7 @@
 """
 A text encoder on disk: text.onnx, tokenizer.json and a manifest.yaml with their sha256.
 
-A network of 2 GiB and more keeps its weights in text.onnx.data, as one ONNX file cannot hold them.
+A large network keeps its weights in text.onnx.data, as one ONNX file holds less than 2 GiB.
 ``schemas/text_encoder.schema.json`` documents the manifest. Everything is checked before use;
 nothing is unpickled.
 """
