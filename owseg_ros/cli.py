@@ -500,7 +500,7 @@ def build_parser() -> argparse.ArgumentParser:
                        help='frames in a pass (default: 1,2,4,8)')
     bench.add_argument('--repeats', type=int, help='of each call (default: 12)')
     bench.add_argument('--seconds', type=float, help='of each run of the node (default: 20)')
-    bench.add_argument('--pipelines', type=_names, metavar='small,swin_t',
+    bench.add_argument('--pipelines', type=_names, metavar='model,small,swin_t',
                        help="networks for the comparison with Hugging Face's pipeline")
     bench.add_argument('--no-peers', dest='peers', action='store_const', const='',
                        help='measure nothing beside it')

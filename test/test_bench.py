@@ -186,6 +186,17 @@ def test_hugging_face_runs_the_same_network(options, tmp_path, monkeypatch):
     assert not any('exporting' in line for line in said)
 
 
+def test_hugging_face_around_the_model_that_is_measured(options):
+    pytest.importorskip('torch', reason='the extra `training` is not installed')
+    pytest.importorskip('transformers', reason='transformers is not installed')
+    asked = replace(options, sections=('pipelines',), pipelines=('model',), repeats=1,
+                    peers='owseg_training.bench')
+    first, = run_bench(asked)['pipelines']
+    assert max(first['difference'].values()) < 1e-3
+    assert set(first['ratios']) == {'Hugging Face, around it'}
+    assert first['ratios']['Hugging Face, around it']['owseg_ros, ids only'] > 0
+
+
 def test_memory_of_a_first_readout():
     task = imitate('crisp', 10, 5, (64, 128))
     found = first_readout_memory(task, (256, 512), ALL_MAPS, ReadoutSettings(0.5), 1)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Optional, Protocol
 
 import numpy as np
+from owseg_ros.bundle import Bundle
 
 PEERS = 'owseg_training.bench'
 
@@ -67,6 +68,13 @@ class Peers(Protocol):
 
         kind: 'small' or 'swin_t'; cache: folder that keeps the exported network; compiled:
         whether torch.compile is measured too.
+        """
+
+    def hugging_face_around(self, bundle: Bundle, threads: int) -> PeerPipeline:
+        """
+        Return Hugging Face's processing around the network of a bundle, run by ONNX Runtime.
+
+        Image processor and post-processing are those of Mask2Former.
         """
 
     def draw_growth(self, growth: dict[str, Any], path: Path) -> None:

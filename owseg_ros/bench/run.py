@@ -39,7 +39,8 @@ from owseg_ros.segmenter import Segmenter
 from owseg_ros.source import open_source
 
 SECTIONS = ('readout', 'pipelines', 'segmenter', 'network', 'growth', 'nodes')
-PIPELINES = ('small', 'swin_t')
+# 'model' is the network of the model that is measured.
+PIPELINES = ('model', 'small', 'swin_t')
 PIPELINE_SIZE = (640, 480)
 FRAMES = 12
 # A camera that is faster than the node by this: its peak.
@@ -47,7 +48,7 @@ PEAK = 1.5
 
 _PACKAGES = ('numpy', 'onnxruntime', 'opencv-python-headless', 'ros-kilted-rclpy')
 # A pass of a large network takes seconds.
-_PIPELINE_REPEATS = {'small': 1.0, 'swin_t': 0.5}
+_PIPELINE_REPEATS = {'model': 1.0, 'small': 1.0, 'swin_t': 0.5}
 
 
 class BenchError(OwsegError):
@@ -190,14 +191,19 @@ def _measure(options: BenchOptions, segmenter: Segmenter, frames: list[np.ndarra
     def pipelines() -> list[dict[str, Any]]:
         found = []
         for kind in options.pipelines if peers is not None else ():
-            bar.begin(f'pipelines: exporting {kind}', 1)
-            peer = peers.hugging_face(kind, PIPELINE_SIZE, threads,
-                                      options.cache or cache_folder(), options.compiled, say)
-            ours = Segmenter(peer.bundle, threads=threads)
+            if kind == 'model':
+                peer = peers.hugging_face_around(segmenter.bundle, threads)
+                ours = Segmenter(segmenter.bundle, threads=threads)
+            else:
+                bar.begin(f'pipelines: exporting {kind}', 1)
+                peer = peers.hugging_face(kind, PIPELINE_SIZE, threads,
+                                          options.cache or cache_folder(), options.compiled, say)
+                ours = Segmenter(peer.bundle, threads=threads)
             count = max(1, round(repeats * _PIPELINE_REPEATS[kind]))
             bar.begin(f'pipelines: {kind}', (count + 1) * (3 + len(peer.calls)))
             found.append(measure_pipeline(peer, ours, frames, PIPELINE_SIZE, count, bar.step))
-            outputs[f'{peer.title}, random weights'] = ours.engine.infer([Frame(frames[0])])
+            if kind != 'model':
+                outputs[f'{peer.title}, random weights'] = ours.engine.infer([Frame(frames[0])])
         return found
 
     def readout() -> dict[str, Any]:

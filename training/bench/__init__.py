@@ -27,8 +27,9 @@ from owseg_training.bench.official import official_order
 
 if TYPE_CHECKING:
     from owseg_ros.bench.peers import PeerPipeline
+    from owseg_ros.bundle import Bundle
 
-__all__ = ['draw_growth', 'hugging_face', 'official_order', 'packages']
+__all__ = ['draw_growth', 'hugging_face', 'hugging_face_around', 'official_order', 'packages']
 
 
 def hugging_face(kind: str, size: tuple[int, int], threads: int, cache: Path, compiled: bool,
@@ -37,6 +38,13 @@ def hugging_face(kind: str, size: tuple[int, int], threads: int, cache: Path, co
     from owseg_training.bench.pipeline import open_pipeline
 
     return open_pipeline(kind, size, threads, cache, compiled, say)
+
+
+def hugging_face_around(bundle: Bundle, threads: int) -> PeerPipeline:
+    """Return Hugging Face's processing around a bundle's network; opened late, as above."""
+    from owseg_training.bench.pipeline import open_around
+
+    return open_around(bundle, threads)
 
 
 def draw_growth(growth: dict[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import importlib.metadata
 import logging
 from pathlib import Path
@@ -24,8 +24,12 @@ from typing import Any
 import warnings
 
 import numpy as np
+import onnxruntime
 from owseg_ros.bench.peers import PeerPipeline
-from owseg_ros.bundle import BundleError, load_bundle, write_bundle
+from owseg_ros.bundle import Bundle, BundleError, load_bundle, write_bundle
+from owseg_ros.engine.preprocess import pack
+from owseg_ros.engine.subgraph import subgraph
+from owseg_ros.frame import Frame
 from owseg_training.convert import from_hugging_face
 from owseg_training.convert.run_folder import CITYSCAPES, MEAN, STD
 from owseg_training.export import export_onnx
@@ -82,6 +86,64 @@ def _export(kind: str, model: Any, size: tuple[int, int], folder: Path) -> None:
             'provenance': {'stage': 'random weights'}, 'figures': {}}, {'network.onnx': path})
 
 
+def _processor(size: tuple[int, int], num_labels: int, mean: Sequence[float] = MEAN,
+               std: Sequence[float] = STD) -> Any:
+    """Return Mask2FormerImageProcessor for a network of size (width, height); mean of 0..255."""
+    make_torchvision_importable()
+    from transformers import Mask2FormerImageProcessor
+
+    return Mask2FormerImageProcessor(
+        size={'width': size[0], 'height': size[1]}, ignore_index=255, do_reduce_labels=False,
+        num_labels=num_labels, image_mean=[value / 255 for value in mean],
+        image_std=[value / 255 for value in std])
+
+
+def open_around(bundle: Bundle, threads: int) -> PeerPipeline:
+    """
+    Return Hugging Face's pipeline around the network of a bundle; see Peers.
+
+    The network is run by ONNX Runtime on as many threads, without the outputs that the pipeline
+    does not use.
+    """
+    wanted, inputs = bundle.outputs, bundle.input
+    names = [wanted['mask_logits'], wanted['class_logits']]
+    model, _ = subgraph(bundle.network.read_bytes(), names)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+    make_torchvision_importable()
+    from transformers.models.mask2former.modeling_mask2former import (
+        Mask2FormerForUniversalSegmentationOutput)
+
+    processor = _processor((inputs.width, inputs.height), bundle.num_classes, inputs.mean,
+                           inputs.std)
+
+    @torch.inference_mode()
+    def forward(frame: np.ndarray) -> Any:
+        torch.set_num_threads(threads)
+        pixels = processor(images=[frame], return_tensors='np')['pixel_values']
+        masks, classes = session.run(names, {inputs.name: pixels})
+        return Mask2FormerForUniversalSegmentationOutput(
+            masks_queries_logits=torch.from_numpy(masks),
+            class_queries_logits=torch.from_numpy(classes))
+
+    def segment(frame: np.ndarray) -> np.ndarray:
+        return processor.post_process_semantic_segmentation(
+            forward(frame), target_sizes=[frame.shape[:2]])[0].numpy()
+
+    def outputs(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Stretched as by our engine: only how the two resize frames differs.
+        packed = pack([Frame(frame)], inputs)[0].transpose(1, 2, 0)
+        pixels = np.rint(packed * inputs.std + inputs.mean).astype(np.uint8)
+        found = forward(pixels)
+        probabilities = found.class_queries_logits[0].softmax(dim=-1).numpy()
+        return found.masks_queries_logits[0].numpy(), probabilities[:, :bundle.num_classes]
+
+    return PeerPipeline(
+        f'{bundle.name}, run by ONNX Runtime in both', bundle.path,
+        {'Hugging Face, around it': segment}, outputs)
+
+
 def open_pipeline(kind: str, size: tuple[int, int], threads: int, cache: Path, compiled: bool,
                   say: Callable[[str], None]) -> PeerPipeline:
     """
@@ -98,11 +160,7 @@ def open_pipeline(kind: str, size: tuple[int, int], threads: int, cache: Path, c
     except BundleError:
         say(f'exporting {_KINDS[kind][0]} to {folder}, once')
         _export(kind, model, size, folder)
-    from transformers import Mask2FormerImageProcessor
-
-    processor = Mask2FormerImageProcessor(
-        size={'width': size[0], 'height': size[1]}, ignore_index=255, do_reduce_labels=False,
-        num_labels=len(CITYSCAPES))
+    processor = _processor(size, len(CITYSCAPES))
 
     @torch.inference_mode()
     def forward(network: Callable[..., Any], frame: np.ndarray) -> Any:
