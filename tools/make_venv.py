@@ -196,9 +196,10 @@ def numpy_constraint(python: Path, env: dict[str, str]) -> list[str]:
     return [f'numpy>={major},<{major + 1}']
 
 
-def compile_readout(python: Path, env: dict[str, str]) -> None:
-    """Compile the readout's inner loops, which else the first node does, while one waits."""
-    command = [str(python), '-c', 'from owseg_ros.readout import kernels; kernels.compile_all()']
+def compile_loops(python: Path, env: dict[str, str]) -> None:
+    """Compile the inner loops of the runtime, which else the first node does, while one waits."""
+    command = [str(python), '-c', 'import owseg_ros.segmenter; '
+               'from owseg_ros.compiled import compile_all; compile_all()']
     if subprocess.run(command, env=env, cwd=ROOT).returncode:
         raise Failure(f'`{" ".join(command)}` failed; the message above says why.')
 
@@ -215,7 +216,7 @@ def make(venv: Path, extras: set[str]) -> None:
     usable = python.exists() and state.get('base') == [sys.executable, sys.version, ros]
     if usable and state.get('key') == key and extras <= set(state.get('extras', [])):
         link_package(venv)
-        compile_readout(python, environment())
+        compile_loops(python, environment())
         say(f'{venv.name} is up to date')
         return
     began = time.monotonic()
@@ -251,8 +252,8 @@ def make(venv: Path, extras: set[str]) -> None:
     say(f'installing owseg_ros{wanted[1:]} and what it needs (the first time: minutes)')
     pip_install(python, [*constraints, '-e', wanted], env, venv / LOG)
     link_package(venv)
-    say('compiling the readout (half a minute)')
-    compile_readout(python, env)
+    say('compiling inner loops (half a minute)')
+    compile_loops(python, env)
     (venv / STATE).write_text(json.dumps({
         'base': [sys.executable, sys.version, ros], 'extras': sorted(extras), 'key': key}))
     say(f'{venv.name} is ready after {time.monotonic() - began:.0f} s')

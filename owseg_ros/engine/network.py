@@ -194,13 +194,13 @@ def is_finite(array: Any) -> bool:
     """
     Return whether all values of an array, or of a tensor on a device, are finite.
 
-    A value that is not finite has a square that is not, and so has the sum of the squares: one
-    pass over the array, at the speed of memory. Where the sum overflows, which squares of finite
-    values beyond 1e19 do in float32, each value is looked at.
+    A value that is not finite makes a sum that is not: one pass over the array, and NumPy's own
+    sum starts no threads, as a product of BLAS may. Where the sum of finite values overflows, each
+    value is looked at.
     """
     if not isinstance(array, np.ndarray):
         return bool(array.isfinite().all())
     values = array.reshape(-1)
     with np.errstate(over='ignore', invalid='ignore'):
-        squares = np.dot(values, values)
-    return bool(np.isfinite(squares) or np.isfinite(values).all())
+        total = values.sum()
+    return bool(np.isfinite(total) or np.isfinite(values).all())

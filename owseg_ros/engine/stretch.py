@@ -23,23 +23,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 import math
-from typing import Any, Callable
 
-import numba
+from numba import float32, types
 import numpy as np
+from owseg_ros.compiled import array_types, compile_all, compiled
 
 _EPSILON = 1e-3
 _MOST_COLUMNS = 3
 
-
-def _njit(function: Callable) -> Any:
-    # No fastmath: products must be rounded before they are added, as OpenCV does.
-    options = {'nogil': True, 'error_model': 'numpy'}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        # Numba may write to none of its folders: it is compiled at each start.
-        return numba.njit(**options)(function)
+_BYTES, _, _ = array_types(types.uint8, readonly=True)
+_INTEGERS, _, _ = array_types(types.int64, readonly=True)
+_, _OFFSETS, _ = array_types(types.uintp, readonly=True)
+_FLOATS, _FLOATS_2D, _ = array_types(float32, readonly=True)
 
 
 def _taps(source: int, target: int) -> list[list[tuple[int, np.float32]]]:
@@ -75,6 +70,7 @@ def plan(source: tuple[int, int], target: tuple[int, int]) -> tuple[np.ndarray, 
     most = max(map(len, columns))
     if most > _MOST_COLUMNS:
         return None
+    compile_all()
     # A share of zero adds a zero.
     columns = [taps + [(taps[0][0], np.float32(0))] * (most - len(taps)) for taps in columns]
     rows = _taps(source[0], target[0])
@@ -104,7 +100,11 @@ def stretch(pixels: np.ndarray, planned: tuple[np.ndarray, ...], tables: np.ndar
              np.empty(columns, np.uint8))
 
 
-@_njit
+# No fastmath: products must be rounded before they are added, as OpenCV does.
+@compiled(types.void(
+    _BYTES, types.int64, _OFFSETS, _FLOATS_2D, _INTEGERS, _INTEGERS, _FLOATS, _FLOATS_2D,
+    *array_types(float32, readonly=False)[2:], types.boolean,
+    array_types(float32, readonly=False)[1], array_types(types.uint8, readonly=False)[0]))
 def _stretch(pixels, step, offsets, shares, starts, rows, row_shares, tables, out, flip, sums,
              values):
     width = out.shape[2]

@@ -31,6 +31,7 @@ from typing import Optional
 
 import cv2
 import numpy as np
+from owseg_ros.compiled import compile_all
 from owseg_ros.readout import kernels
 from owseg_ros.readout.levels import Levels, Plan, SCORE_TOLERANCES, Scratch
 from owseg_ros.readout.maps import ALL_MAPS, Maps, NO_QUERY, ReadoutSettings, UNLABELLED_ID
@@ -163,7 +164,7 @@ class CpuReadout(Readout):
     exact_fraction: of the last frame, the share of queries and blocks that needed evaluation.
 
     One object serves one thread at a time. The maps that a call returns are the caller's own. The
-    first object on a machine takes some seconds, see readout.kernels.
+    first object on a machine takes some seconds, see owseg_ros.compiled.
     """
 
     def __init__(self, tolerance: float = TOLERANCE, threads: int = 1):
@@ -171,7 +172,7 @@ class CpuReadout(Readout):
             raise ValueError(f'tolerance must be 0 or more, not {tolerance}')
         if threads < 0:
             raise ValueError(f'threads must be 0 (automatic) or more, not {threads}')
-        kernels.compile_all()
+        compile_all()
         self.tolerance = float(tolerance)
         self.threads = threads or min(_MAX_THREADS, cv2.getNumberOfCPUs())
         self._pool = (ThreadPoolExecutor(self.threads - 1, thread_name_prefix='owseg_readout')

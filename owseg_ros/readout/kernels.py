@@ -12,96 +12,44 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The inner loops of the readout on the CPU, compiled by numba; readout.levels and cpu call them.
+The inner loops of the readout on the CPU; readout.levels, cpu and objects call them.
 
-`compile_all` compiles them, some seconds once on a machine: numba keeps the code beside this file,
-or in the user's cache where it cannot write there (NUMBA_CACHE_DIR chooses another folder). They
-run without the interpreter's lock, on arrays whose types and layout their signatures fix.
-
-Loops run over one-dimensional views with indices from 0 and call nothing, which is what the
-compiler makes vector instructions of.
+They are compiled for arrays whose types and layout their signatures fix. Loops run over
+one-dimensional views with indices from 0 and call nothing, which is what the compiler makes
+vector instructions of.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from typing import Any, Callable
-
 import numba
 from numba import float32, int32, types
 import numpy as np
+from owseg_ros.compiled import array_types, compiled, OPTIONS
 
-_LOG = logging.getLogger(__name__)
-
-# No infinities are ruled out: a score of -inf means none.
-_OPTIONS: dict[str, Any] = {
-    'nogil': True, 'error_model': 'numpy', 'fastmath': {'nnan', 'nsz', 'contract'}}
 # Queries that are summed together, so that a class score is read and written once for all.
 TOGETHER = 4
 # Rows of a block that are summed together.
 ROWS_TOGETHER = 4
 
+# No infinities are ruled out: a score of -inf means none.
+_FASTMATH = {'nnan', 'nsz', 'contract'}
 
-def _arrays(kind: Any, readonly: bool) -> tuple[Any, Any, Any]:
-    """Return the types of contiguous arrays of 1, 2 and 3 dimensions."""
-    return tuple(types.Array(kind, ndim, 'C', readonly=readonly) for ndim in (1, 2, 3))
-
-
-# What a function only reads may be an array that nobody may write.
-_FLOATS, _FLOATS_2D, _FLOATS_3D = _arrays(float32, readonly=True)
-_INTEGERS, _, _ = _arrays(types.int64, readonly=True)
-_, _BYTES_OUT_2D, _ = _arrays(types.uint8, readonly=False)
-_FLOATS_OUT, _FLOATS_OUT_2D, _FLOATS_OUT_3D = _arrays(float32, readonly=False)
+_FLOATS, _FLOATS_2D, _FLOATS_3D = array_types(float32, readonly=True)
+_INTEGERS, _, _ = array_types(types.int64, readonly=True)
+_, _BYTES_OUT_2D, _ = array_types(types.uint8, readonly=False)
+_FLOATS_OUT, _FLOATS_OUT_2D, _FLOATS_OUT_3D = array_types(float32, readonly=False)
 _TAPS = (_INTEGERS, _INTEGERS, _FLOATS)
-
-# Seconds that reading compiled code from disk does not take.
-_LONG = 2.0
-
-_SIGNATURES: dict[Callable, Any] = {}
-_LOCK = threading.Lock()
 
 # The least area of a mask, so that one that is nowhere divides by no zero.
 _TINY = float(np.finfo(np.float32).tiny)
 
-_inner = numba.njit(**_OPTIONS)
+_inner = numba.njit(**OPTIONS, fastmath=_FASTMATH)
 # For sums along a row, whose terms may be added in any order.
-_summing = numba.njit(**{**_OPTIONS, 'fastmath': {*_OPTIONS['fastmath'], 'reassoc'}})
+_summing = numba.njit(**OPTIONS, fastmath={*_FASTMATH, 'reassoc'})
 
 
-def _compiled(signature: Any) -> Callable[[Callable], Callable]:
-    """Make a function one that `compile_all` compiles, for this signature only."""
-    def register(function: Callable) -> Callable:
-        try:
-            dispatcher = numba.njit(cache=True, **_OPTIONS)(function)
-        except RuntimeError as error:
-            # Numba raises this where it may write to none of its folders.
-            _LOG.warning('the readout is compiled at every start: %s; set NUMBA_CACHE_DIR to a '
-                         'folder that can be written', error)
-            dispatcher = _inner(function)
-        _SIGNATURES[dispatcher] = signature
-        return dispatcher
-    return register
-
-
-def compile_all() -> None:
-    """
-    Compile the functions of this module that are not compiled yet, or read them from disk.
-
-    With NUMBA_DISABLE_JIT=1 they stay Python, to be debugged: thousands of times slower.
-    """
-    if numba.config.DISABLE_JIT:
-        return
-    with _LOCK:
-        begun = time.monotonic()
-        for dispatcher in list(_SIGNATURES):
-            dispatcher.compile(_SIGNATURES[dispatcher])
-            dispatcher.disable_compile()
-            del _SIGNATURES[dispatcher]
-        if time.monotonic() - begun > _LONG:
-            _LOG.info('compiled the readout in %.0f s; the next start takes it from disk',
-                      time.monotonic() - begun)
+def _compiled(signature):
+    return compiled(signature, fastmath=_FASTMATH)
 
 
 @_inner

@@ -43,6 +43,7 @@ from typing import Any, Callable, Optional
 
 import cv2
 import numpy as np
+from owseg_ros.compiled import compile_all
 from owseg_ros.readout import kernels
 
 # The weight e of a pixel's own score where no mask claims it: below that of a weak claim.
@@ -157,7 +158,7 @@ def _votes(count: int, probabilities: Optional[np.ndarray],
 
 def _pool(score: np.ndarray, mask_logits: np.ndarray, votes: np.ndarray) -> np.ndarray:
     """Return s' of step 2, float32 [h, w]."""
-    kernels.compile_all()
+    compile_all()
     sigmoid, weight, total = (np.empty(score.shape, np.float32) for _ in range(3))
     kernels.pool_masks(np.ascontiguousarray(mask_logits, np.float32), score,
                        np.ascontiguousarray(votes, np.float32), sigmoid, weight, total)

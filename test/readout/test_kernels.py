@@ -20,6 +20,8 @@ import sys
 from unittest.mock import patch
 
 import numpy as np
+from owseg_ros import compiled
+from owseg_ros.compiled import compile_all
 from owseg_ros.readout import CpuReadout, kernels
 import pytest
 from support.readouts import assert_close, network, SETTINGS
@@ -29,9 +31,10 @@ from support.tree import ROOT
 AS_PYTHON = """
 import itertools
 import numpy as np
+from owseg_ros.compiled import compile_all
 from owseg_ros.readout import CpuReadout, kernels, levels, reference
 
-kernels.compile_all()
+compile_all()
 assert not hasattr(kernels.fill_band, 'signatures'), 'compiled'
 random = np.random.default_rng(0)
 for rows, columns in ((16, 256), (5, 16), (3, 7)):
@@ -56,7 +59,7 @@ def test_loops_stay_within_their_arrays():
 
 
 def test_tanh_is_as_exact_as_it_says():
-    kernels.compile_all()
+    compile_all()
     values = np.concatenate([
         np.linspace(-12, 12, 200001), [0, 1e-30, -1e-30, 3e38, -3e38, np.inf, -np.inf]])
     values = values.astype(np.float32)
@@ -89,22 +92,22 @@ def test_masks_of_any_float_and_layout(kind, backwards):
 
 def test_nothing_is_compiled_while_frames_come():
     """Another type is an error here, not some seconds of compilation."""
-    kernels.compile_all()
+    compile_all()
     with pytest.raises(TypeError):
         kernels.sum_tanh(np.zeros((1, 1, 1)), 1, np.zeros((1, 1), np.float32))
 
 
 def test_without_a_folder_for_the_cache_it_is_compiled_anyway(caplog):
-    original = kernels.numba.njit
+    original = compiled.numba.njit
 
     def without_folder(*signature, cache=False, **options):
         if cache:
             raise RuntimeError('cannot cache function: no locator available')
         return original(*signature, **options)
 
-    with patch.object(kernels.numba, 'njit', without_folder), \
-            patch.dict(kernels._SIGNATURES), caplog.at_level(logging.WARNING):
-        doubled = kernels._compiled('int64(int64)')(lambda x: 2 * x)
-        kernels.compile_all()
+    with patch.object(compiled.numba, 'njit', without_folder), \
+            patch.dict(compiled._SIGNATURES), caplog.at_level(logging.WARNING):
+        doubled = compiled.compiled('int64(int64)')(lambda x: 2 * x)
+        compile_all()
     assert doubled(4) == 8
     assert 'NUMBA_CACHE_DIR' in caplog.text and 'no locator' in caplog.text
