@@ -169,16 +169,19 @@ def _four(before, at, after, out, x):
 
 @_inner
 def _add_one(row, a, b, c, d, wa, wb, wc, wd):
+    # As in _add_two, so that classes that are equal stay so.
     for x in range(len(row)):
-        # In the order of _add_two, so that equal classes stay equal.
-        row[x] = row[x] + wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x]
+        row[x] = row[x] + ((wa * a[x] + wb * b[x]) + (wc * c[x] + wd * d[x]))
 
 
 @_inner
 def _add_two(row, other, a, b, c, d, wa, wb, wc, wd, va, vb, vc, vd):
+    # In pairs, because a chain of four sums would wait for each of them; and each value is read
+    # once, although writing to a row might change it for all that the compiler knows.
     for x in range(len(row)):
-        row[x] = row[x] + wa * a[x] + wb * b[x] + wc * c[x] + wd * d[x]
-        other[x] = other[x] + va * a[x] + vb * b[x] + vc * c[x] + vd * d[x]
+        p, q, r, s = a[x], b[x], c[x], d[x]
+        row[x] = row[x] + ((wa * p + wb * q) + (wc * r + wd * s))
+        other[x] = other[x] + ((va * p + vb * q) + (vc * r + vd * s))
 
 
 @_inner

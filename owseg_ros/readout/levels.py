@@ -55,7 +55,7 @@ SCORE_TOLERANCES = 5
 LEFT_OUT = 0.1
 
 # A block is large enough to outweigh the calls that start it and small enough for the L2 cache.
-BLOCK_ROWS = 16
+BLOCK_ROWS = 32
 BLOCK_COLUMNS = 256
 # Bands have fewer rows where there are so many columns that L would have more floats than this.
 BAND_FLOATS = 1 << 20
