@@ -68,6 +68,19 @@ def test_tanh_is_as_exact_as_it_says():
     assert np.abs(total[0] - np.tanh(values.astype(np.float64))).max() < 1e-6
 
 
+def test_masks_that_are_off_or_on_add_nothing_or_their_whole_weight():
+    """Exactly, so that rounding decides nothing where no class has a say."""
+    for logit in (-1e30, -40.0, -17.0, 17.0, 40.0, 1e30):
+        masks = np.full((5, 6, 7), logit, np.float32)
+        weights = np.linspace(0.1, 0.9, 5, dtype=np.float32)[:, None].repeat(3, axis=1)
+        found = CpuReadout(0.0).scores(masks, weights, (24, 28))
+        if logit < 0:
+            assert not found.any()
+        else:
+            np.testing.assert_allclose(found, 2.5, rtol=1e-6)
+            assert (found == found[0]).all()
+
+
 def test_arrays_that_may_not_be_written_are_read():
     masks, probabilities = network(5, 6, 3, 16, 20, 6.0)
     task = masks, probabilities, (64, 80), (64, 80), SETTINGS
