@@ -132,6 +132,9 @@ def _stretch_whole(row, start, phases, gain, out):
     if factor == 4:
         _stretch_four(row, start, gain, out)
         return
+    if factor == 2:
+        _stretch_two(row, start, gain, out)
+        return
     for phase in range(factor):
         share = gain * phases[phase]
         rest = gain - share
@@ -161,6 +164,26 @@ def _stretch_four(row, start, gain, out):
     after, inner = row[start + 2:start + count], out[4:4 * count - 4]
     for x in range(count - 2):
         _four(gain * before[x], gain * at[x], gain * after[x], inner, 4 * x)
+
+
+@_inner
+def _stretch_two(row, start, gain, out):
+    """Do as _stretch_whole for maps at half the size."""
+    count, last = len(out) // 2, len(row) - 1
+    for x in (0, count - 1):
+        _two(gain * row[max(start + x - 1, 0)], gain * row[start + x],
+             gain * row[min(start + x + 1, last)], out[2 * x:2 * x + 2], 0)
+    before, at = row[start:start + count - 2], row[start + 1:start + count - 1]
+    after, inner = row[start + 2:start + count], out[2:2 * count - 2]
+    for x in range(count - 2):
+        _two(gain * before[x], gain * at[x], gain * after[x], inner, 2 * x)
+
+
+@_inner
+def _two(before, at, after, out, x):
+    """Write the two pixels of a pixel between its neighbours."""
+    out[x] = float32(0.25) * before + float32(0.75) * at
+    out[x + 1] = float32(0.75) * at + float32(0.25) * after
 
 
 @_inner
@@ -392,9 +415,9 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
     return evaluated
 
 
-@_compiled(types.void(_FLOATS_3D, *_TAPS, *_TAPS, _FLOATS_OUT, _FLOATS_OUT_3D))
+@_compiled(types.void(_FLOATS_3D, *_TAPS, *_TAPS, _FLOATS, _FLOATS_OUT, _FLOATS_OUT_3D))
 def resample(levels, row_first, row_second, row_share, column_first, column_second, column_share,
-             line, out):
+             phases, line, out):
     """
     Write planes [columns, rows, width], resampled from others; as in `fill_band`.
 
@@ -403,7 +426,8 @@ def resample(levels, row_first, row_second, row_share, column_first, column_seco
     for k in range(len(out)):
         for y in range(len(row_share)):
             _blend(levels[k, row_first[y]], levels[k, row_second[y]], row_share[y], line)
-            _stretch(line, column_first, column_second, column_share, 0, float32(1), out[k, y])
+            _widen(line, 0, out.shape[2], 0, column_first, column_second, column_share, phases,
+                   float32(1), out[k, y])
 
 
 @_inner

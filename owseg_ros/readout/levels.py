@@ -67,11 +67,14 @@ class Taps:
     Between which pixels of one axis those of another lie.
 
     first, second: int64 [n], pixels of the one; share: float32 [n], of the second of them.
+    phases: float32 [factor], where the one is stretched by a whole factor, else [0], see
+    kernels._stretch_whole.
     """
 
     first: np.ndarray
     second: np.ndarray
     share: np.ndarray
+    phases: np.ndarray
 
     @classmethod
     def between(cls, size_in: int, size_out: int) -> Taps:
@@ -79,12 +82,16 @@ class Taps:
         first, second, share = interpolation_taps(size_in, size_out)
         # No more pixels than are needed: a band of masks of L's own size has their rows only.
         second = np.where(share > 0, second, first)
-        return cls(first.astype(np.int64), second.astype(np.int64), share.astype(np.float32))
+        factor = 0 if size_out % size_in else size_out // size_in
+        phase = np.arange(factor)
+        phases = (2 * phase + 1 - factor) / (2 * max(1, factor)) + (2 * phase + 1 < factor)
+        return cls(first.astype(np.int64), second.astype(np.int64), share.astype(np.float32),
+                   phases.astype(np.float32))
 
     def part(self, start: int, stop: int, origin: int = 0) -> Taps:
         """Return those of some pixels, of an axis that begins at `origin`."""
         return Taps(self.first[start:stop] - origin, self.second[start:stop] - origin,
-                    self.share[start:stop])
+                    self.share[start:stop], self.phases)
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,18 +139,13 @@ class Plan:
         self.network_size, self.output_size = network_size, output_size
         self.same = mask_size == network_size
         rows, self.across = (Taps.between(*sizes) for sizes in zip(mask_size, network_size))
-        down, factor = (0 if large % small else large // small
-                        for small, large in zip(mask_size, network_size))
         most = BAND_FLOATS // max(1, columns * network_size[1])
-        edges = _edges(network_size[0], down or 1, max(1, min(BLOCK_ROWS, most))).tolist()
+        length = max(1, min(BLOCK_ROWS, most))
+        edges = _edges(network_size[0], len(rows.phases) or 1, length).tolist()
         self.bands = list(zip(edges[:-1], edges[1:]))
         self.rows = [rows.part(*band) for band in self.bands]
-        self.block_edges = _edges(network_size[1], factor or 1, BLOCK_COLUMNS)
+        self.block_edges = _edges(network_size[1], len(self.across.phases) or 1, BLOCK_COLUMNS)
         self.widest_block = int(np.diff(self.block_edges).max())
-        # How far behind the pixel to its left each pixel lies, for kernels._stretch_whole.
-        phase = np.arange(factor)
-        self.phases = ((2 * phase + 1 - factor) / (2 * max(1, factor))
-                       + (2 * phase + 1 < factor)).astype(np.float32)
         self.resampled = network_size != output_size
         self.output_rows = [slice(*band) for band in self.bands]
         if self.resampled:
@@ -230,8 +232,8 @@ class Levels:
             'levels', (columns, above + len(taps.share), plan.network_size[1]))
         self._evaluated[j] = kernels.fill_band(
             self._masks, self._kept, self._weights, self._stakes, self._worst,
-            self._tolerance, plan.same, *taps.arrays, *plan.across.arrays, plan.phases,
-            plan.block_edges, levels, above,
+            self._tolerance, plan.same, *taps.arrays, *plan.across.arrays,
+            plan.across.phases, plan.block_edges, levels, above,
             scratch.get('sigmoid', (count, low)), scratch.get('total', (columns, low)),
             scratch.get('rest', (columns, low)),
             scratch.get('wide_rest', (columns, lines, block)),
@@ -245,5 +247,6 @@ class Levels:
         plan, taps = self._plan, self._plan.output_taps[j]
         resized = scratch.get('resized', (len(levels), len(taps.share), plan.output_size[1]))
         kernels.resample(levels, *taps.arrays, *plan.output_across.arrays,
-                         scratch.get('line', (levels.shape[2],)), resized)
+                         plan.output_across.phases, scratch.get('line', (levels.shape[2],)),
+                         resized)
         return resized

@@ -40,7 +40,8 @@ random = np.random.default_rng(0)
 for rows, columns in ((16, 256), (5, 16), (3, 7)):
     levels.BLOCK_ROWS, levels.BLOCK_COLUMNS = rows, columns
     for (h, height), (w, width) in itertools.product(
-            ((1, 3), (5, 5), (4, 12), (7, 5)), ((1, 4), (3, 3), (5, 20), (6, 17), (9, 4))):
+            ((1, 3), (5, 5), (4, 12), (7, 5)),
+            ((1, 4), (3, 3), (5, 20), (6, 17), (9, 4), (1, 2), (7, 14))):
         masks = random.normal(0, 4, (6, h, w)).astype(np.float32)
         shares = random.dirichlet([0.3] * 4, 6).astype(np.float32)[:, :3]
         for tolerance in (0.0, 0.3):
