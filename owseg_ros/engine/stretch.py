@@ -117,15 +117,18 @@ def _stretch(pixels, step, offsets, shares, starts, rows, row_shares, tables, ou
             if rows[tap] != last:
                 last = rows[tap]
                 row = pixels[last * step:]
-                for column in range(len(offsets)):
-                    offset, share = offsets[column], shares[column]
-                    if column == 0:
-                        for x in range(width):
-                            p, a = offset[x], share[x]
-                            first[x] = np.float32(row[p]) * a
-                            second[x] = np.float32(row[p + one]) * a
-                            third[x] = np.float32(row[p + two]) * a
-                    else:
+                if len(offsets) == 2:
+                    # The usual case in one go, with the same sums.
+                    offset, share, offset2, share2 = offsets[0], shares[0], offsets[1], shares[1]
+                    for x in range(width):
+                        p, a, q, b = offset[x], share[x], offset2[x], share2[x]
+                        first[x] = np.float32(row[p]) * a + np.float32(row[q]) * b
+                        second[x] = np.float32(row[p + one]) * a + np.float32(row[q + one]) * b
+                        third[x] = np.float32(row[p + two]) * a + np.float32(row[q + two]) * b
+                else:
+                    line[:] = np.float32(0)
+                    for column in range(len(offsets)):
+                        offset, share = offsets[column], shares[column]
                         for x in range(width):
                             p, a = offset[x], share[x]
                             first[x] += np.float32(row[p]) * a
