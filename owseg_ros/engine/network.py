@@ -19,8 +19,10 @@ from abc import ABC, abstractmethod
 import time
 from typing import Any, Sequence
 
+from numba import types
 import numpy as np
 from owseg_ros.bundle import Bundle
+from owseg_ros.compiled import array_types, compile_all, compiled
 from owseg_ros.engine.contract import EngineError, NetworkOutput
 from owseg_ros.engine.preprocess import normalisation_tables, pack
 from owseg_ros.engine.status import EngineStatus, RUNNING
@@ -50,6 +52,7 @@ class NetworkEngine(ABC):
     largest_batch = 0
 
     def __init__(self, bundle: Bundle) -> None:
+        compile_all()
         self.bundle = bundle
         self.input = bundle.input
         self._tables = normalisation_tables(bundle.input)
@@ -191,16 +194,19 @@ class NetworkEngine(ABC):
 
 
 def is_finite(array: Any) -> bool:
-    """
-    Return whether all values of an array, or of a tensor on a device, are finite.
-
-    A value that is not finite makes a sum that is not: one pass over the array, and NumPy's own
-    sum starts no threads, as a product of BLAS may. Where the sum of finite values overflows, each
-    value is looked at.
-    """
+    """Return whether all values of an array, or of a tensor on a device, are finite."""
     if not isinstance(array, np.ndarray):
         return bool(array.isfinite().all())
-    values = array.reshape(-1)
-    with np.errstate(over='ignore', invalid='ignore'):
-        total = values.sum()
-    return bool(np.isfinite(total) or np.isfinite(values).all())
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        return bool(np.isfinite(array).all())
+    return _all_finite(array.reshape(-1).view(np.int32))
+
+
+@compiled(types.boolean(array_types(types.int32, readonly=True)[0]))
+def _all_finite(bits):
+    """Return whether the float32 of these bits are finite, at the speed of memory."""
+    found = np.int32(0)
+    for index in range(len(bits)):
+        # What is not finite has all bits of the exponent.
+        found |= np.int32((bits[index] & np.int32(0x7f800000)) == np.int32(0x7f800000))
+    return found == 0
