@@ -35,7 +35,7 @@ Queries are left out for the whole frame and replaced block by block, those that
 first, as long as (1) and (2) together stay within ``tolerance`` for each column, and within
 SCORE_TOLERANCES times it for the sum over the classes: ``tolerance`` bounds the error of every
 L_k, whatever the network produced, and SCORE_TOLERANCES times it that of RbA. All others are
-evaluated exactly. Rounding adds a few 1e-6.
+evaluated exactly. Rounding and the tanh of readout.kernels add about 1e-5.
 
 A band of rows is made, folded and forgotten, so no array has both all columns and all pixels.
 """
