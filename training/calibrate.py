@@ -146,7 +146,8 @@ def _curve(kind: tuple[str, bool], known: np.ndarray, what: str,
 
 
 def _rounded(value: float) -> float:
-    return float(f'{value:.6g}')
+    """Return the shortest number that is the same float32: scores are compared as such."""
+    return float(str(np.float32(value)))
 
 
 @dataclass(frozen=True)
