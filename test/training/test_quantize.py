@@ -11,6 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+from pathlib import Path
+import platform
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,6 +21,11 @@ from owseg_training.quantize import difference, to_fp16, to_int8
 from owseg_training.tensorrt_support import check
 import pytest
 import torch
+
+# x86 processors without VNNI add products of bytes in 16 bits, which saturate: ONNX Runtime's
+# INT8 is less exact there.
+CPU = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+LARGEST = 0.3 if 'vnni' in CPU or platform.machine() not in ('x86_64', 'AMD64') else 0.6
 
 
 class Tiny(torch.nn.Module):
@@ -79,7 +87,7 @@ def test_int8_for_tensorrt_is_symmetric_and_per_channel(network, images, tmp_pat
     assert scales[stem.input[0]].data_type == onnx.TensorProto.INT8
     assert check(model).supported
     found = difference(network, path, images)
-    assert 1e-4 < found['mask_logits'] < 0.3 and found['same_class'] > 0.8
+    assert 1e-4 < found['mask_logits'] < LARGEST and found['same_class'] > 0.8
 
 
 def test_int8_for_onnx_runtime_is_asymmetric(network, images, tmp_path):
@@ -88,7 +96,7 @@ def test_int8_for_onnx_runtime_is_asymmetric(network, images, tmp_path):
     assert types_of(path) == {'tensor(float)'}
     assert any('zero point' in f.reason for f in check(path).findings)
     found = difference(network, path, images)
-    assert 1e-4 < found['mask_logits'] < 0.3 and found['same_class'] > 0.8
+    assert 1e-4 < found['mask_logits'] < LARGEST and found['same_class'] > 0.8
     with pytest.raises(ValueError, match='onnxruntime, tensorrt'):
         to_int8(network, path, images, runtime='tflite')
 
