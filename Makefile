@@ -43,7 +43,14 @@ demo: venv
 test: venv-test
 	$(SET_UP_TEXT_ENCODER)
 	@echo '[test] running $(TESTS)'
+ifeq ($(TESTS),test)
+	@status=0; \
+	$(RUN)/python -m pytest test --ignore=test/training || status=1; \
+	$(RUN)/python -m pytest test/training -n 2 --dist loadfile || status=1; \
+	exit $$status
+else
 	@$(RUN)/python -m pytest $(TESTS)
+endif
 
 lint: venv-test
 	@$(RUN)/python -m pytest -q test/test_copyright.py test/test_flake8.py test/test_package.py test/test_pep257.py

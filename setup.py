@@ -186,6 +186,8 @@ setup(
             # 8.4 breaks launch_pytest, 9 breaks launch_testing.
             'pytest>=7.4,<8.4',
             'pytest-timeout',
+            # The tests of training on two cores; those of nodes watch the time and run alone.
+            'pytest-xdist',
             'safetensors>=0.4',
             'scikit-learn',
             'setuptools',
