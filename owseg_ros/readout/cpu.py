@@ -35,6 +35,7 @@ from owseg_ros.compiled import compile_all
 from owseg_ros.readout import kernels
 from owseg_ros.readout.levels import Levels, Plan, SCORE_TOLERANCES, Scratch
 from owseg_ros.readout.maps import ALL_MAPS, Maps, NO_QUERY, ReadoutSettings, UNLABELLED_ID
+from owseg_ros.readout.objects import refine
 from owseg_ros.readout.readout import check_shapes, Readout, Task
 from owseg_ros.readout.scores import AnomalyScore
 
@@ -198,6 +199,10 @@ class CpuReadout(Readout):
                    probabilities.shape[1], task.network_size, size,
                    [fold for fold, wanted in folds if wanted])
         return _CpuPlanes(classes, queries)
+
+    def _refine(self, score: np.ndarray, mask_logits, probabilities, image,
+                settings) -> np.ndarray:
+        return refine(score, mask_logits, probabilities, image, settings, share=self._share)
 
     def anomaly_scores(self, mask_logits: np.ndarray, probabilities: np.ndarray,
                        network_size: tuple[int, int], output_size: tuple[int, int],

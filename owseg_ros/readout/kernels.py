@@ -36,6 +36,7 @@ _FASTMATH = {'nnan', 'nsz', 'contract'}
 
 _FLOATS, _FLOATS_2D, _FLOATS_3D = array_types(float32, readonly=True)
 _INTEGERS, _, _ = array_types(types.int64, readonly=True)
+_, _BYTES_2D, _ = array_types(types.uint8, readonly=True)
 _, _BYTES_OUT_2D, _ = array_types(types.uint8, readonly=False)
 _FLOATS_OUT, _FLOATS_OUT_2D, _FLOATS_OUT_3D = array_types(float32, readonly=False)
 _TAPS = (_INTEGERS, _INTEGERS, _FLOATS)
@@ -415,19 +416,23 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
     return evaluated
 
 
-@_compiled(types.void(_FLOATS_3D, *_TAPS, *_TAPS, _FLOATS, _FLOATS_OUT, _FLOATS_OUT_3D))
+@_compiled(types.void(_FLOATS_3D, *_TAPS, *_TAPS, _FLOATS, _FLOATS_OUT_2D, _FLOATS_OUT_3D))
 def resample(levels, row_first, row_second, row_share, column_first, column_second, column_share,
-             phases, line, out):
+             phases, wide, out):
     """
     Write planes [columns, rows, width], resampled from others; as in `fill_band`.
 
-    line: [width of the others], to compute in.
+    wide: [2, width], to compute in: the last rows of the others, of the width of the output.
     """
     for k in range(len(out)):
+        widened = -1
         for y in range(len(row_share)):
-            _blend(levels[k, row_first[y]], levels[k, row_second[y]], row_share[y], line)
-            _widen(line, 0, out.shape[2], 0, column_first, column_second, column_share, phases,
-                   float32(1), out[k, y])
+            first, second = row_first[y], row_second[y]
+            for row in range(max(first, widened + 1), second + 1):
+                _widen(levels[k, row], 0, out.shape[2], 0, column_first, column_second,
+                       column_share, phases, float32(1), wide[row % 2])
+                widened = row
+            _blend(wide[first % 2], wide[second % 2], row_share[y], out[k, y])
 
 
 @_inner
@@ -468,6 +473,53 @@ def sum_tanh(levels, count, total):
         total[y] = float32(0)
         for k in range(count):
             _add_tanh(levels[k, y], total[y])
+
+
+@_inner
+def _overlap(cell, size, pixel):
+    """Return how much of a pixel a cell of `size` pixels covers, as a share of the cell."""
+    begin, end = max(cell * size, float(pixel)), min((cell + 1) * size, float(pixel + 1))
+    return float32(max(end - begin, 0.0) / size)
+
+
+@_inner
+def _add_row(row, share, total):
+    for x in range(len(row)):
+        total[x] += share * float32(row[x])
+
+
+@_inner
+def _shrink(plane, half, out):
+    """Write the means of the cells of a plane; half: what is added before rounding."""
+    tall, wide = plane.shape[0] / out.shape[0], plane.shape[1] / out.shape[1]
+    most = int(wide) + 2
+    line = np.zeros(plane.shape[1] + most, np.float32)
+    shares = np.empty((out.shape[1], most), np.float32)
+    for x in range(out.shape[1]):
+        for i in range(most):
+            shares[x, i] = _overlap(x, wide, int(x * wide) + i)
+    for y in range(out.shape[0]):
+        line[:] = float32(0)
+        # Rows first, which are added as vectors; few columns are left for the rest.
+        for row in range(int(y * tall), min(int((y + 1) * tall) + 1, plane.shape[0])):
+            _add_row(plane[row], _overlap(y, tall, row), line)
+        for x in range(out.shape[1]):
+            cell, mean = line[int(x * wide):], float32(0)
+            for i in range(most):
+                mean += shares[x, i] * cell[i]
+            out[y, x] = mean + half
+
+
+@_compiled(types.void(_FLOATS_2D, _FLOATS_OUT_2D))
+def shrink(plane, out):
+    """Write the means of the cells that a plane [H, W] is divided into, [h, w] of no more."""
+    _shrink(plane, float32(0), out)
+
+
+@_compiled(types.void(_BYTES_2D, _BYTES_OUT_2D))
+def shrink_bytes(plane, out):
+    """Do as `shrink` and round."""
+    _shrink(plane, float32(0.5), out)
 
 
 @_summing

@@ -247,6 +247,6 @@ class Levels:
         plan, taps = self._plan, self._plan.output_taps[j]
         resized = scratch.get('resized', (len(levels), len(taps.share), plan.output_size[1]))
         kernels.resample(levels, *taps.arrays, *plan.output_across.arrays,
-                         plan.output_across.phases, scratch.get('line', (levels.shape[2],)),
-                         resized)
+                         plan.output_across.phases,
+                         scratch.get('wide_rows', (2, plan.output_size[1])), resized)
         return resized

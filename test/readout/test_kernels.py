@@ -32,7 +32,8 @@ AS_PYTHON = """
 import itertools
 import numpy as np
 from owseg_ros.compiled import compile_all
-from owseg_ros.readout import CpuReadout, kernels, levels, reference
+from owseg_ros.readout import CpuReadout, kernels, levels, objects, reference
+from owseg_ros.readout.scores import Rba
 
 compile_all()
 assert not hasattr(kernels.fill_band, 'signatures'), 'compiled'
@@ -48,6 +49,12 @@ for rows, columns in ((16, 256), (5, 16), (3, 7)):
             found = CpuReadout(tolerance).scores(masks, shares, (height, width))
             wanted = reference.class_scores(masks, shares, (height, width))
             assert np.abs(found - wanted).max() <= tolerance + 2e-5, (h, w, height, width)
+        for out in ((3, 2), (9, 15), (2 * height, 3 * width)):
+            found = CpuReadout(0.0).anomaly_scores(
+                masks, shares, (height, width), out, [Rba()])['rba']
+            wanted = reference.rba(reference.class_scores(masks, shares, (height, width), out))
+            assert np.abs(found - wanted).max() <= 1e-4, (h, w, height, width, out)
+            objects.refine(found, masks, shares, (255 * random.random(out)).astype(np.uint8))
 print('done')
 """
 
@@ -80,6 +87,26 @@ def test_masks_that_are_off_or_on_add_nothing_or_their_whole_weight():
         else:
             np.testing.assert_allclose(found, 2.5, rtol=1e-6)
             assert (found == found[0]).all()
+
+
+@pytest.mark.parametrize('size', [(7, 9), (13, 20), (14, 27), (352, 641)])
+def test_cells_are_averaged(size):
+    """Each by its area: pixels that lie in two cells count in both, by their share."""
+    compile_all()
+    plane = np.random.default_rng(7).random(size, np.float32)
+    down, across = (
+        np.clip(np.minimum((cell + 1) * side / count, pixel + 1)
+                - np.maximum(cell * side / count, pixel), 0, None) * count / side
+        for side, count, cell, pixel in (
+            (side, count, np.arange(count)[:, None], np.arange(side))
+            for side, count in zip(size, (7, 9))))
+    expected = down @ plane @ across.T
+    found = np.empty((7, 9), np.float32)
+    kernels.shrink(plane, found)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    rounded = np.empty((7, 9), np.uint8)
+    kernels.shrink_bytes((255 * plane).astype(np.uint8), rounded)
+    assert np.abs(rounded - down @ (255 * plane).astype(np.uint8) @ across.T).max() <= 0.5001
 
 
 def test_arrays_that_may_not_be_written_are_read():

@@ -13,6 +13,8 @@
 # limitations under the License.
 """The refinement of the anomaly score: synthetic scenes, its invariances, and real frames."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 from owseg_ros.bundle import default_bundle_path, load_bundle
@@ -138,6 +140,21 @@ def test_it_is_deterministic_and_leaves_its_inputs_alone():
     for array in inputs:
         array.setflags(write=False)
     assert np.array_equal(refine(*inputs), refine(*inputs))
+
+
+@pytest.mark.parametrize('count', [0, 1, 3, 40])
+def test_threads_change_nothing(count):
+    """However many share the masks, and however few masks there are."""
+    random = np.random.default_rng(8)
+    masks = random.normal(0, 4, (count, 22, 30)).astype(np.float32)
+    shares = random.dirichlet([0.3] * 4, count).astype(np.float32)[:, :3].reshape(count, 3)
+    score, image = random.random((96, 130), np.float32), np.zeros((96, 130), np.uint8)
+    with ThreadPoolExecutor() as pool:
+        def share(work, items):
+            list(pool.map(lambda item: work(0, range(item, item + 1)), items))
+
+        spread = refine(score, masks, shares, image, share=share)
+    np.testing.assert_array_equal(spread, refine(score, masks, shares, image))
 
 
 def test_wrong_inputs_are_refused():
