@@ -23,7 +23,7 @@ same bound on each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import threading
@@ -249,13 +249,17 @@ class CpuReadout(Readout):
                           matrix.shape[1])
         levels = Levels(plan, mask_logits, matrix, num_classes, self.tolerance)
 
-        def work(worker: int, bands: range) -> None:
-            scratch = self._scratch[worker]
-            for rows, planes in levels.walk(scratch, bands):
+        def finish(scratch: Scratch, parts: Iterable[tuple[slice, np.ndarray]]) -> None:
+            for rows, planes in parts:
                 for fold in folds:
                     fold(scratch, rows, planes)
 
-        self._share(work, range(len(plan.bands)))
+        def work(worker: int, bands: range) -> None:
+            scratch = self._scratch[worker]
+            finish(scratch, levels.walk(scratch, bands))
+
+        shares = self._share(work, range(len(plan.bands)))
+        finish(self._scratch[0], levels.seams(self._scratch, shares))
         self.exact_fraction = levels.exact_fraction
 
     def _plan(self, *key) -> Plan:
@@ -266,8 +270,8 @@ class CpuReadout(Readout):
         self._plans[key] = plan
         return plan
 
-    def _share(self, work, items: range) -> None:
-        """Run work(worker, share) over items dealt out to the workers; the first get the most."""
+    def _share(self, work: Callable[[int, range], None], items: range) -> list[range]:
+        """Run work(worker, share) over items dealt out to the workers; return the shares."""
         edges = [-(-i * len(items) // self.threads) for i in range(self.threads + 1)]
         shares = [items[start:stop] for start, stop in zip(edges, edges[1:]) if start < stop]
         futures = [self._pool.submit(work, worker, share)
@@ -275,6 +279,7 @@ class CpuReadout(Readout):
         work(0, shares[0])
         for future in futures:
             future.result()
+        return shares
 
 
 def _own_column(score: Optional[AnomalyScore], probabilities: np.ndarray,

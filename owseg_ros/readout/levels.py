@@ -45,6 +45,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 import math
+from typing import Optional
 
 import numpy as np
 from owseg_ros.readout import kernels
@@ -57,6 +58,8 @@ LEFT_OUT = 0.1
 # A block is large enough to outweigh the calls that start it and small enough for the L2 cache.
 BLOCK_ROWS = 32
 BLOCK_COLUMNS = 256
+# So that two or four threads have as much to do.
+BANDS_TOGETHER = 4
 # Bands have fewer rows where there are so many columns that L would have more floats than this.
 BAND_FLOATS = 1 << 20
 
@@ -99,9 +102,15 @@ class Taps:
         return self.first, self.second, self.share
 
 
-def _edges(size: int, unit: int, length: int) -> np.ndarray:
-    """Return where parts of about so many pixels begin, in whole units, and the end, int64."""
+def _edges(size: int, unit: int, length: int, together: int = 1) -> np.ndarray:
+    """
+    Return where parts of about so many pixels begin, in whole units, and the end, int64.
+
+    together: what their number is a multiple of, where there are so many.
+    """
     count = max(1, round(size / length))
+    if count > together:
+        count = together * round(count / together)
     return unit * np.unique(np.linspace(0, size // unit, count + 1).round().astype(np.int64))
 
 
@@ -141,7 +150,8 @@ class Plan:
         rows, self.across = (Taps.between(*sizes) for sizes in zip(mask_size, network_size))
         most = BAND_FLOATS // max(1, columns * network_size[1])
         length = max(1, min(BLOCK_ROWS, most))
-        edges = _edges(network_size[0], len(rows.phases) or 1, length).tolist()
+        edges = _edges(
+            network_size[0], len(rows.phases) or 1, length, BANDS_TOGETHER).tolist()
         self.bands = list(zip(edges[:-1], edges[1:]))
         self.rows = [rows.part(*band) for band in self.bands]
         self.block_edges = _edges(network_size[1], len(self.across.phases) or 1, BLOCK_COLUMNS)
@@ -164,6 +174,7 @@ class Plan:
         self.output_rows = [slice(*pair) for pair in zip(edges[:-1], edges[1:])]
         self.output_taps = [rows.part(part.start, part.stop, band[0] - 1)
                             for part, band in zip(self.output_rows, self.bands)]
+        self.seams = [int((taps.first == 0).sum()) for taps in self.output_taps]
 
 
 class Levels:
@@ -207,20 +218,42 @@ class Levels:
         Yield (rows, L), slices of the output size that together are the rows of these bands.
 
         L: float32 [columns, rows, width], C-contiguous, which the next step overwrites.
-        bands: consecutive indices of plan.bands.
+        bands: consecutive indices of plan.bands. Rows between them and the bands before, if there
+        are any, are left to `seams`.
         """
         plan, columns = self._plan, self._weights.shape[1]
+        if not plan.resampled:
+            for j in bands:
+                yield plan.output_rows[j], self._band(scratch, j, 0)
+            return
         # A row of the output may need the last row of the band before.
-        above = int(plan.resampled)
         last = scratch.get('last', (columns, plan.network_size[1]))
-        for j in range(max(0, bands.start - above), bands.stop):
-            levels = self._band(scratch, j, above)
-            if above:
+        for j in bands:
+            levels = self._band(scratch, j, 1)
+            skipped = 0
+            if j > bands.start:
                 levels[:, 0] = last
-                last[...] = levels[:, -1]
-            rows = plan.output_rows[j]
-            if j >= bands.start and rows.start < rows.stop:
-                yield rows, self._resample(scratch, levels, j) if above else levels
+            elif j:
+                skipped = plan.seams[j]
+                scratch.get('head', last.shape)[...] = levels[:, 1]
+            last[...] = levels[:, -1]
+            yield from self._resample(scratch, levels, j, skipped)
+
+    def seams(self, scratches: Sequence[Scratch],
+              shares: Sequence[range]) -> Iterator[tuple[slice, np.ndarray]]:
+        """
+        Yield what `walk` left out between the shares of several workers, as it does.
+
+        scratches: those with which the workers walked; shares: the bands of each.
+        """
+        plan = self._plan
+        if not plan.resampled:
+            return
+        shape = self._weights.shape[1], plan.network_size[1]
+        for before, after, share in zip(scratches, scratches[1:], shares[1:]):
+            both = after.get('levels', (shape[0], 2, shape[1]))
+            both[:, 0], both[:, 1] = before.get('last', shape), after.get('head', shape)
+            yield from self._resample(after, both, share.start, 0, plan.seams[share.start])
 
     def _band(self, scratch: Scratch, j: int, above: int) -> np.ndarray:
         """Return L of band j at network size, [columns, above + rows, width]."""
@@ -242,11 +275,16 @@ class Levels:
             scratch.get('lines', (kernels.TOGETHER, together)))
         return levels
 
-    def _resample(self, scratch: Scratch, levels: np.ndarray, j: int) -> np.ndarray:
-        """Return the rows of the output that band j completes, [columns, rows, width]."""
-        plan, taps = self._plan, self._plan.output_taps[j]
-        resized = scratch.get('resized', (len(levels), len(taps.share), plan.output_size[1]))
+    def _resample(self, scratch: Scratch, levels: np.ndarray, j: int, start: int,
+                  stop: Optional[int] = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield rows from start to stop of the output rows that band j completes, if any."""
+        plan = self._plan
+        rows = range(plan.output_rows[j].start, plan.output_rows[j].stop)[start:stop]
+        if not rows:
+            return
+        taps = plan.output_taps[j].part(start, start + len(rows))
+        resized = scratch.get('resized', (len(levels), len(rows), plan.output_size[1]))
         kernels.resample(levels, *taps.arrays, *plan.output_across.arrays,
                          plan.output_across.phases,
                          scratch.get('wide_rows', (2, plan.output_size[1])), resized)
-        return resized
+        yield slice(rows.start, rows.stop), resized

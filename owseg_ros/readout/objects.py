@@ -84,7 +84,7 @@ DEFAULTS = ObjectSettings()
 # Step 2: from a score float32 [h, w], mask logits [N, h, w] and votes float32 [N] to s', [h, w].
 Pool = Callable[[np.ndarray, Any, np.ndarray], np.ndarray]
 # Runs work(worker, items) over all items, dealt out to workers.
-Share = Callable[[Callable[[int, range], None], range], None]
+Share = Callable[[Callable[[int, range], None], range], Any]
 
 # Groups of masks that are pooled side by side. Their number is fixed, so that sums do not depend
 # on that of the workers.
