@@ -360,8 +360,9 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
     line0 = row_first[0]
     height = row_second[rows - 1] + 1 - line0
     for n in range(count):
-        for y in range(height):
-            _sigmoid_row(masks[kept[n], line0 + y], sigmoid[n, y * low:(y + 1) * low])
+        # As one row: what is left behind whole vectors takes long.
+        lines_of = masks[kept[n]].reshape(-1)[line0 * low:(line0 + height) * low]
+        _sigmoid_row(lines_of, sigmoid[n, :height * low])
     # All queries at low resolution.
     everyone = np.full(count + TOGETHER, count)
     everyone[:count] = np.arange(count)
@@ -541,25 +542,21 @@ def _add_twice(row, vote, value, weight, total):
         total[x] += value * row[x]
 
 
-@_compiled(types.void(_FLOATS_3D, _FLOATS_2D, _FLOATS, *(_FLOATS_OUT_2D,) * 3))
+@_compiled(types.void(_FLOATS_2D, _FLOATS, _FLOATS, *(_FLOATS_OUT,) * 3))
 def pool_masks(masks, own, votes, sigmoid, weight, total):
     """
     Write the votes of the masks at each pixel, and their votes times what they vote for.
 
-    masks: [N, h, w] mask logits; own: [h, w]; votes: [N]. A mask votes for the mean of `own` in
-    it, weighed by its sigmoid. weight, total: [h, w] are written, sigmoid: [h, w] to compute in.
+    masks: [N, pixels] mask logits; own: [pixels]; votes: [N]. A mask votes for the mean of `own`
+    in it, weighed by its sigmoid. weight, total: [pixels] are written, sigmoid: [pixels] to
+    compute in.
     """
     weight[:] = float32(0)
     total[:] = float32(0)
     for n in range(len(masks)):
-        area = mass = 0.0
-        for y in range(len(own)):
-            row_area, row_mass = _sigmoid_sums(masks[n, y], own[y], sigmoid[y])
-            area += row_area
-            mass += row_mass
-        value = float32(votes[n] * mass / max(area, _TINY))
-        for y in range(len(own)):
-            _add_twice(sigmoid[y], votes[n], value, weight[y], total[y])
+        area, mass = _sigmoid_sums(masks[n], own, sigmoid)
+        value = votes[n] * mass / max(area, float32(_TINY))
+        _add_twice(sigmoid, votes[n], value, weight, total)
 
 
 @_inner

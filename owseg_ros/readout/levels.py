@@ -58,6 +58,8 @@ LEFT_OUT = 0.1
 # A block is large enough to outweigh the calls that start it and small enough for the L2 cache.
 BLOCK_ROWS = 32
 BLOCK_COLUMNS = 256
+# Columns that loops take at once; those left behind them take several times as long.
+VECTORS = 32
 # So that two or four threads have as much to do.
 BANDS_TOGETHER = 4
 # Bands have fewer rows where there are so many columns that L would have more floats than this.
@@ -111,7 +113,9 @@ def _edges(size: int, unit: int, length: int, together: int = 1) -> np.ndarray:
     count = max(1, round(size / length))
     if count > together:
         count = together * round(count / together)
-    return unit * np.unique(np.linspace(0, size // unit, count + 1).round().astype(np.int64))
+    edges = unit * np.linspace(0, size / unit, count + 1).round().astype(np.int64)
+    edges[-1] = size
+    return np.unique(np.minimum(edges, size))
 
 
 class Scratch:
@@ -154,7 +158,8 @@ class Plan:
             network_size[0], len(rows.phases) or 1, length, BANDS_TOGETHER).tolist()
         self.bands = list(zip(edges[:-1], edges[1:]))
         self.rows = [rows.part(*band) for band in self.bands]
-        self.block_edges = _edges(network_size[1], len(self.across.phases) or 1, BLOCK_COLUMNS)
+        self.block_edges = _edges(
+            network_size[1], math.lcm(len(self.across.phases) or 1, VECTORS), BLOCK_COLUMNS)
         self.widest_block = int(np.diff(self.block_edges).max())
         self.resampled = network_size != output_size
         self.output_rows = [slice(*band) for band in self.bands]

@@ -172,20 +172,21 @@ def _pool(score: np.ndarray, mask_logits: np.ndarray, votes: np.ndarray,
           share: Share) -> np.ndarray:
     """Return s' of step 2, float32 [h, w]."""
     compile_all()
-    masks = np.ascontiguousarray(mask_logits, np.float32)
+    masks = np.ascontiguousarray(mask_logits, np.float32).reshape(len(mask_logits), score.size)
     votes = np.ascontiguousarray(votes, np.float32)
-    sigmoid, weight, total = (np.empty((_GROUPS, *score.shape), np.float32) for _ in range(3))
+    own = score.ravel()
+    sigmoid, weight, total = (np.empty((_GROUPS, score.size), np.float32) for _ in range(3))
     edges = [i * len(masks) // _GROUPS for i in range(_GROUPS + 1)]
 
     def work(worker: int, groups: range) -> None:
         for i in groups:
             part = slice(edges[i], edges[i + 1])
-            kernels.pool_masks(masks[part], score, votes[part], sigmoid[i], weight[i], total[i])
+            kernels.pool_masks(masks[part], own, votes[part], sigmoid[i], weight[i], total[i])
 
     share(work, range(_GROUPS))
     weight, total = weight.sum(axis=0), total.sum(axis=0)
     rest = np.maximum(REST * (1 - weight), 1e-9)
-    return (total + rest * score) / (weight + rest)
+    return ((total + rest * own) / (weight + rest)).reshape(score.shape)
 
 
 def _shrunk(plane: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

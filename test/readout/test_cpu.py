@@ -28,8 +28,8 @@ from support.readouts import (
 # Blocks as they are, and small ones, so that small maps have many of them both ways.
 BLOCKS = [
     {'BLOCK_ROWS': levels.BLOCK_ROWS},
-    {'BLOCK_ROWS': 5, 'BLOCK_COLUMNS': 16},
-    {'BLOCK_ROWS': 16, 'BLOCK_COLUMNS': 13},
+    {'BLOCK_ROWS': 5, 'BLOCK_COLUMNS': 16, 'VECTORS': 1},
+    {'BLOCK_ROWS': 16, 'BLOCK_COLUMNS': 13, 'VECTORS': 8},
     {'BLOCK_ROWS': 3, 'BLOCK_COLUMNS': 99, 'BAND_FLOATS': 1000},
 ]
 

@@ -38,8 +38,8 @@ from owseg_ros.readout.scores import Rba
 compile_all()
 assert not hasattr(kernels.fill_band, 'signatures'), 'compiled'
 random = np.random.default_rng(0)
-for rows, columns in ((16, 256), (5, 16), (3, 7)):
-    levels.BLOCK_ROWS, levels.BLOCK_COLUMNS = rows, columns
+for rows, columns, vectors in ((16, 256, 32), (5, 16, 1), (3, 7, 2)):
+    levels.BLOCK_ROWS, levels.BLOCK_COLUMNS, levels.VECTORS = rows, columns, vectors
     for (h, height), (w, width) in itertools.product(
             ((1, 3), (5, 5), (4, 12), (7, 5)),
             ((1, 4), (3, 3), (5, 20), (6, 17), (9, 4), (1, 2), (7, 14))):
