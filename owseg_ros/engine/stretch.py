@@ -31,7 +31,7 @@ from owseg_ros.compiled import array_types, compile_all, compiled
 _EPSILON = 1e-3
 _MOST_COLUMNS = 3
 
-_BYTES, _, _ = array_types(types.uint8, readonly=True)
+_WORDS = types.Array(types.uint32, 1, 'A', readonly=True, aligned=False)
 _INTEGERS, _, _ = array_types(types.int64, readonly=True)
 _, _OFFSETS, _ = array_types(types.uintp, readonly=True)
 _FLOATS, _FLOATS_2D, _ = array_types(float32, readonly=True)
@@ -74,9 +74,10 @@ def plan(source: tuple[int, int], target: tuple[int, int]) -> tuple[np.ndarray, 
     # A share of zero adds a zero.
     columns = [taps + [(taps[0][0], np.float32(0))] * (most - len(taps)) for taps in columns]
     rows = _taps(source[0], target[0])
+    shares = [[taps[tap][1] for taps in columns] for tap in range(most)]
     return (
         np.array([[3 * taps[tap][0] for taps in columns] for tap in range(most)], np.uintp),
-        np.array([[taps[tap][1] for taps in columns] for tap in range(most)], np.float32),
+        np.repeat(np.array(shares, np.float32), 4, axis=1),
         np.cumsum([0, *map(len, rows)]).astype(np.int64),
         np.array([row for taps in rows for row, _ in taps], np.int64),
         np.array([share for taps in rows for _, share in taps], np.float32))
@@ -95,56 +96,72 @@ def stretch(pixels: np.ndarray, planned: tuple[np.ndarray, ...], tables: np.ndar
     step = pixels.strides[0]
     flat = np.lib.stride_tricks.as_strided(
         pixels, ((height - 1) * step + 3 * width,), (1,), writeable=False)
-    columns = 3 * out.shape[2]
-    _stretch(flat, step, *planned, tables, out, flip, np.empty((2, columns), np.float32),
-             np.empty(columns, np.uint8))
+    # The last pixel of all has no byte behind it.
+    end = np.zeros(3 * width + 1, np.uint8)
+    end[:-1] = flat[-3 * width:]
+    taps, columns = planned[1].shape
+    cells = np.empty((taps, columns), np.uint8)
+    _stretch(_words(flat), _words(end), height - 1, step, *planned, tables, out, flip, cells,
+             cells.view(np.uint32), np.empty((2, columns), np.float32))
 
 
-# No fastmath: products must be rounded before they are added, as OpenCV does.
+def _words(values: np.ndarray) -> np.ndarray:
+    """Return what each byte and the three behind it are, uint32 [n - 3], of uint8 [n]."""
+    words = np.ndarray((max(0, len(values) - 3),), np.uint32, values, strides=(1,))
+    words.setflags(write=False)
+    return words
+
+
 @compiled(types.void(
-    _BYTES, types.int64, _OFFSETS, _FLOATS_2D, _INTEGERS, _INTEGERS, _FLOATS, _FLOATS_2D,
-    *array_types(float32, readonly=False)[2:], types.boolean,
-    array_types(float32, readonly=False)[1], array_types(types.uint8, readonly=False)[0]))
-def _stretch(pixels, step, offsets, shares, starts, rows, row_shares, tables, out, flip, sums,
-             values):
-    width = out.shape[2]
+    _WORDS, _WORDS, types.int64, types.int64, _OFFSETS, _FLOATS_2D, _INTEGERS, _INTEGERS, _FLOATS,
+    _FLOATS_2D, array_types(float32, readonly=False)[2], types.boolean,
+    array_types(types.uint8, readonly=False)[1], array_types(types.uint32, readonly=False)[1],
+    array_types(float32, readonly=False)[1]))
+def _stretch(words, end, last, step, offsets, shares, starts, rows, row_shares, tables, out, flip,
+             cells, pixels, sums):
+    """
+    Stretch and look up; `end` is the row `last`, `cells` are the bytes of `pixels`.
+
+    A pixel is moved as one word: its three bytes and one more, which nobody looks at in the end.
+    """
+    width, size = out.shape[2], cells.shape[1]
     line, total = sums[0], sums[1]
-    first, second, third = line[:width], line[width:2 * width], line[2 * width:]
-    one, two = np.uintp(1), np.uintp(2)
-    last = -1
+    row = -1
     for y in range(out.shape[1]):
         for tap in range(starts[y], starts[y + 1]):
-            if rows[tap] != last:
-                last = rows[tap]
-                row = pixels[last * step:]
+            if rows[tap] != row:
+                row = rows[tap]
+                source, begin = words, np.uintp(row * step)
+                if row == last:
+                    source, begin = end, np.uintp(0)
+                for column in range(len(offsets)):
+                    offset, found = offsets[column], pixels[column]
+                    for x in range(width):
+                        found[x] = source[begin + offset[x]]
                 if len(offsets) == 2:
                     # The usual case in one go, with the same sums.
-                    offset, share, offset2, share2 = offsets[0], shares[0], offsets[1], shares[1]
-                    for x in range(width):
-                        p, a, q, b = offset[x], share[x], offset2[x], share2[x]
-                        first[x] = np.float32(row[p]) * a + np.float32(row[q]) * b
-                        second[x] = np.float32(row[p + one]) * a + np.float32(row[q + one]) * b
-                        third[x] = np.float32(row[p + two]) * a + np.float32(row[q + two]) * b
+                    one, two, share, share2 = cells[0], cells[1], shares[0], shares[1]
+                    for x in range(size):
+                        line[x] = (np.float32(one[x]) * share[x]
+                                   + np.float32(two[x]) * share2[x])
                 else:
                     line[:] = np.float32(0)
                     for column in range(len(offsets)):
-                        offset, share = offsets[column], shares[column]
-                        for x in range(width):
-                            p, a = offset[x], share[x]
-                            first[x] += np.float32(row[p]) * a
-                            second[x] += np.float32(row[p + one]) * a
-                            third[x] += np.float32(row[p + two]) * a
+                        byte, share = cells[column], shares[column]
+                        for x in range(size):
+                            line[x] += np.float32(byte[x]) * share[x]
             part = row_shares[tap]
             if tap == starts[y]:
-                for x in range(3 * width):
+                for x in range(size):
                     total[x] = part * line[x]
             else:
-                for x in range(3 * width):
+                for x in range(size):
                     total[x] += part * line[x]
-        for x in range(3 * width):
+        values = cells[0]
+        for x in range(size):
             values[x] = np.uint8(np.int32(np.rint(total[x])))
         for channel in range(3):
             index = 2 - channel if flip else channel
             table, plane = tables[index], out[index, y]
             for x in range(width):
-                plane[x] = table[values[channel * width + x]]
+                plane[x] = table[values[4 * x + channel]]
