@@ -75,6 +75,7 @@ from owseg_ros import render
 from owseg_ros.bundle import Bundle, BundleError, ClassInfo, load_bundle, MANIFEST, UNKNOWN_ID
 from owseg_ros.engine import (
     create_engine, Engine, NetworkOutput, TensorrtOptions, TorchOptions)
+from owseg_ros.engine.network import check_finite
 from owseg_ros.frame import Frame
 from owseg_ros.language.naming import NamedRegion, RegionNamer, UNKNOWN
 from owseg_ros.language.regions import AnomalousRegions, find_regions, Region
@@ -344,6 +345,8 @@ class Segmenter:
                 spent = output.network_ms
                 output, embeds = self._infer(frames, asked, namer, features)
                 output = replace(output, network_ms=spent + output.network_ms)
+        if FEATURES in wanted:
+            self._check_features(output.pixel_features)
         # The logits are at hand now, and have long left the caches when the maps are made.
         bits = tuple(mask_bits(host_array(masks)) for masks in output.mask_logits
                      ) if TEACHABLE in wanted else ()
@@ -434,12 +437,17 @@ class Segmenter:
         """Compare one frame of a batch with taught classes and paint its semantic map."""
         masks = host_array(output.mask_logits[index])
         mask = result.anomaly_mask
+        if components or taught.all_masks:
+            self._check_features(output.pixel_features[index])
         found = self._taught.find(
             components, masks, output.pixel_features[index], taught, mask.shape,
             settings.scaled_min_area(self.network_size, masks.shape[1:]))
         if result.semantic is not None:
             paint(result.semantic, mask, found)
         return found
+
+    def _check_features(self, features: np.ndarray) -> None:
+        check_finite('pixel_features', features, self.bundle, self.engine.description)
 
     def _asked(self, maps: frozenset,
                queries: Optional[PreparedQueries]) -> Optional[PreparedQueries]:

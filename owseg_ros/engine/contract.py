@@ -93,7 +93,8 @@ class Engine(Protocol):
         where the network has none. masks_on_device: leave the mask logits on the GPU, where the
         engine runs there with torch; other engines return them as an array all the same. Their
         values are there when this returns, for any stream.
-        Raises EngineError if the network fails, or produces values that are not finite.
+        Raises EngineError if the network fails, or produces values that are not finite, but for
+        pixel_features: whoever looks at them checks what is seen (engine.network.check_finite).
         """
 
     def warm_up(self, batch: int = 1) -> float:

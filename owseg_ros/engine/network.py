@@ -185,12 +185,24 @@ class NetworkEngine(ABC):
             if shape != wanted:
                 self._refuse(f'{key} must be {list(wanted)} and is {list(shape)}')
         for key, array in found.items():
-            if not is_finite(array):
-                raise EngineError(
-                    f'{self.bundle.name}: the network produced non-finite values in {key} on '
-                    f'{self.description}; rebuild the engine and check its precision (FP16 '
-                    'overflows where FP32 does not), or use the engine onnx with '
-                    "providers ['cpu']")
+            # These are more than all else together, and few of them are ever looked at.
+            if key != 'pixel_features':
+                check_finite(key, array, self.bundle, self.description)
+
+
+def check_finite(key: str, array: Any, bundle: Bundle, ran_on: str) -> None:
+    """
+    Raise EngineError where values of an output of the network are not finite.
+
+    key: its name in the manifest; array: an array, or a tensor on a device; ran_on: the
+    description of the engine.
+    """
+    if not is_finite(array):
+        raise EngineError(
+            f'{bundle.name}: the network produced non-finite values in {key} on '
+            f'{ran_on}; rebuild the engine and check its precision (FP16 '
+            'overflows where FP32 does not), or use the engine onnx with '
+            "providers ['cpu']")
 
 
 def is_finite(array: Any) -> bool:

@@ -133,8 +133,16 @@ class TeachableFrame:
         return found
 
     def features(self, region: Region) -> np.ndarray:
-        """Return the mean pixel features of a region, float32 [1, C]."""
-        return region_features([region], self.pixel_features, self.size)
+        """
+        Return the mean pixel features of a region, float32 [1, C].
+
+        Raises NoveltyError where the network made no finite ones.
+        """
+        found = region_features([region], self.pixel_features, self.size)
+        if not np.isfinite(found).all():
+            raise NoveltyError('the network produced non-finite pixel features there; check the '
+                               'precision of the engine (FP16 overflows where FP32 does not)')
+        return found
 
     def image_box(self, region: Region) -> tuple[int, int, int, int]:
         """Return the box of a region in pixels of the camera image."""

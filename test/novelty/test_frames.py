@@ -110,6 +110,17 @@ def test_a_box_without_anomalies_means_the_mask_that_it_fits():
     assert seen.pick(Box(-50, 20, 18, 900))[0].box == (0, 20, 18, 32)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(value):
+    """The engine does not look at them: only those of what is pointed at matter."""
+    seen = frame([rectangle(8, 8, 24, 24), rectangle(32, 8, 44, 24)])
+    seen.pixel_features[3, 3, 3] = value
+    spoilt, fine = (seen.pick(pixel)[0] for pixel in (Pixel(9, 9), Pixel(33, 9)))
+    assert np.isfinite(seen.features(fine)).all()
+    with pytest.raises(NoveltyError, match='non-finite pixel features'):
+        seen.features(spoilt)
+
+
 def test_places_are_pixels_of_the_camera_image():
     region = rectangle(10, 10, 30, 30)
     seen = frame([region], image=(320, 480))

@@ -16,6 +16,7 @@
 from dataclasses import replace
 
 import numpy as np
+from owseg_ros.engine import EngineError
 from owseg_ros.language import NO_EXPANSION, QueryScorer, RegionNamer
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.language.regions import find_regions, Region
@@ -202,6 +203,25 @@ def test_where_regions_overlap_the_more_similar_has_the_pixel(order):
     mask = np.array([[0, 0, 255, 255, 255, 255, 255, 0]] * 2, np.uint8)
     paint_regions(semantic, mask, [entries[index] for index in order])
     assert semantic.tolist() == [[0, 3, 3, 3, 4, 254, 254, 0]] * 2
+
+
+def test_features_that_are_not_finite_are_refused_where_they_are_used(teachable, taught):
+    segmenter = Segmenter(teachable, threads=1)
+    run = segmenter.engine._run
+
+    def spoil(names, batch):
+        arrays = run(names, batch)
+        if 'pixel_features' in names:
+            arrays[list(names).index('pixel_features')][0, 0, 0, 0] = np.nan
+        return arrays
+
+    segmenter.engine._run = spoil
+    for wanted in ({'maps': {FEATURES}}, {'taught': taught}):
+        with pytest.raises(EngineError, match='non-finite values in pixel_features'):
+            segmenter(squares(), **wanted)
+    np.testing.assert_array_equal(
+        segmenter(squares(), maps={'semantic', TEACHABLE}).semantic,
+        Segmenter(teachable, threads=1)(squares()).semantic)
 
 
 def test_what_cannot_be_taught_is_refused(taught, tmp_path):
