@@ -127,6 +127,9 @@ def start(context: LaunchContext) -> list:
     given = {
         argument.name: LaunchConfiguration(argument.name).perform(context)
         for argument in ARGUMENTS}
+    if not os.path.isfile(given['params_file']):
+        # launch_ros would warn, and start the nodes without it.
+        raise RuntimeError(f'params_file: there is no file {given["params_file"]}')
     use_sim_time = given['use_sim_time'] == 'true'
     parameters = {
         'autostart': given['autostart'] == 'true',

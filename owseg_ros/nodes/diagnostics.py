@@ -42,6 +42,9 @@ WINDOW_FRAMES = 600
 RATE_SECONDS = 5.0
 """Seconds that the rates of diagnostics look back on."""
 
+NO_FRAMES = 'no frames'
+"""The state of a camera that is silent."""
+
 PLAUSIBLE_AGE = (-0.1, 60.0)
 """Ages (seconds) outside mean that stamps and node clock do not belong together."""
 
@@ -192,7 +195,7 @@ class FrameStatistics:
 
 def judge_camera(
     numbers: Snapshot, *, topic: str, publishers: int, timeout: float, idle: bool,
-    incompatible: str, transport: str,
+    incompatible: str, transport: str, elsewhere: Callable[[], str] = lambda: '',
 ) -> tuple[bytes, str, str]:
     """
     Return level, state and message of an active camera.
@@ -203,16 +206,20 @@ def judge_camera(
     :param idle: nobody subscribes to a result.
     :param incompatible: why a publisher does not match, or an empty string.
     :param transport: what to know about the transport when nothing arrives.
+    :param elsewhere: asked for where images are published when nobody publishes the topic; it
+        returns '' where they are not.
     """
     if numbers.silent > timeout:
         for_long = f'no frame for {numbers.silent:.1f} s'
         if incompatible:
-            return WARN, 'no frames', f'{for_long}: {incompatible}'
+            return WARN, NO_FRAMES, f'{for_long}: {incompatible}'
         if not publishers:
-            return WARN, 'no frames', f'{for_long}: nobody publishes {topic}'
+            hint = elsewhere()
+            return WARN, NO_FRAMES, (
+                f'{for_long}: nobody publishes {topic}{hint and f"; {hint}"}')
         if numbers.frames_in:
-            return WARN, 'no frames', f'{for_long}: the publisher of {topic} went silent'
-        return WARN, 'no frames', (
+            return WARN, NO_FRAMES, f'{for_long}: the publisher of {topic} went silent'
+        return WARN, NO_FRAMES, (
             f'{for_long}: {topic} has a publisher, but nothing arrives. {transport}')
     if numbers.since_bad < max(timeout, RATE_SECONDS):
         level = ERROR if numbers.since_good > numbers.since_bad else WARN

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable
+from typing import Any, Callable, Collection
 
 from owseg_ros.frame import compressed_to_frame
 from owseg_ros.frame import Frame
@@ -38,9 +38,35 @@ TRANSPORTS = {
 """Topic and type of each value of the parameter `image_transport`."""
 
 
+_TYPES = {f'sensor_msgs/msg/{kind.__name__}' for _, kind in TRANSPORTS.values()}
+_SOME = 3
+
+
 def camera_topic(camera: str, topic: str) -> str:
     """Return the relative name of a topic of a camera; '' is the camera of the node itself."""
     return f'{camera}/{topic}' if camera else topic
+
+
+def images_elsewhere(topic: str, transport: str, published: Collection[str]) -> str:
+    """
+    Return what to do where a camera has no publisher but others have, or ''.
+
+    :param topic: the full name of the topic that nobody publishes.
+    :param transport: a key of TRANSPORTS.
+    :param published: full names of topics of images.
+    """
+    raw = topic[:-len('/compressed')] if transport == 'compressed' else topic
+    other, counterpart = ('raw', raw) if transport == 'compressed' else (
+        'compressed', f'{raw}/compressed')
+    if counterpart in published:
+        return f'{counterpart} is published: set image_transport to {other}'
+    if not published:
+        return ''
+    some = sorted(published)
+    named = ', '.join(some[:_SOME]) + (
+        f' and {len(some) - _SOME} more' if len(some) > _SOME else '')
+    return (f'images are published on {named}: remap the topic (image:= of the launch file), or '
+            'set cameras and image_transport')
 
 
 class ImageInput:
@@ -58,6 +84,7 @@ class ImageInput:
                  received: Callable[[Any], None]) -> None:
         self._node = node
         topic, self._type = TRANSPORTS[transport]
+        self._transport = transport
         self._relative_topic = camera_topic(camera, topic)
         self._reliability = reliability
         self._received = received
@@ -99,6 +126,16 @@ class ImageInput:
             if hasattr(self._subscription, 'get_publisher_count'):
                 return self._subscription.get_publisher_count()
             return self._node.count_publishers(self.topic)
+
+    def elsewhere(self) -> str:
+        """Return where other nodes publish images, and what to do to get them, or ''."""
+        own = self._node.get_name(), self._node.get_namespace()
+        published = [
+            name for name, types in self._node.get_topic_names_and_types()
+            if _TYPES.intersection(types) and any(
+                (info.node_name, info.node_namespace) != own
+                for info in self._node.get_publishers_info_by_topic(name))]
+        return images_elsewhere(self.topic, self._transport, published)
 
     def convert(self, message: Any, at_least: tuple[int, int] | None = None) -> Frame:
         """

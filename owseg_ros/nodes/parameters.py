@@ -16,9 +16,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 import math
 import re
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Collection, Mapping, Sequence
 
 from owseg_ros.engine.tensorrt import AUTO
 from owseg_ros.engine.tensorrt import PRECISIONS
@@ -83,6 +84,10 @@ class Spec:
 
     def problem(self, value: Any) -> str:
         """Return what is wrong with a value of this parameter, or an empty string."""
+        if value is None:
+            # What rcl makes of [] and of a name with nothing behind it in a YAML file.
+            return (f'{self.name} has no value: give one, such as {self.default!r}, or leave it '
+                    'out of the file')
         if isinstance(value, float) and not math.isfinite(value):
             return f'{self.name} must be finite, not {value}'
         if self.choices and value not in self.choices:
@@ -121,12 +126,21 @@ class ParameterTable:
         for spec in specs:
             node.declare_parameter(spec.name, spec.default, spec.descriptor())
         self._declared = True
+        unknown = unknown_parameters(self._given(), self._specs)
+        if unknown:
+            node.get_logger().warning(unknown)
         if self._has_post_set:
             node.add_post_set_parameters_callback(self._changed)
 
     def __getitem__(self, name: str) -> Any:
         """Return the current value of a parameter."""
         return self._node.get_parameter(name).value
+
+    def _given(self) -> list[str]:
+        """Return the names that were given at start and that nobody has declared."""
+        # rclpy drops what is not declared without a word, and has no public name for it.
+        return [name for name in getattr(self._node, '_parameter_overrides', ())
+                if not self._node.has_parameter(name)]
 
     def _validate(self, parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
@@ -155,6 +169,26 @@ class ParameterTable:
     def _known(self, parameters: list[Parameter]) -> dict[str, Any]:
         return {parameter.name: parameter.value for parameter in parameters
                 if parameter.name in self._specs}
+
+
+def unknown_parameters(given: Sequence[str], known: Collection[str]) -> str:
+    """
+    Return a warning about names that no node of this package has as parameters, or ''.
+
+    :param given: names that were given and not declared.
+    :param known: the parameters of the node.
+    """
+    all_known = {*known, *(spec.name for spec in (*PERCEPTION, *CAMERA))}
+    told = []
+    for name in sorted(set(given) - all_known):
+        if name.startswith(('qos_overrides.', 'start_type_description_service')):
+            continue
+        close = get_close_matches(name, sorted(known), 1, 0.7)
+        told.append(f'{name} (did you mean {close[0]}?)' if close else name)
+    if not told:
+        return ''
+    return (f'ignored, since there are no such parameters: {", ".join(told)}; "ros2 param list" '
+            'shows those that there are')
 
 
 def _camera_names(names: Sequence[str]) -> str:

@@ -53,6 +53,7 @@ from owseg_ros.nodes.diagnostics import ERROR
 from owseg_ros.nodes.diagnostics import FrameStatistics
 from owseg_ros.nodes.diagnostics import judge_camera
 from owseg_ros.nodes.diagnostics import judge_engine
+from owseg_ros.nodes.diagnostics import NO_FRAMES
 from owseg_ros.nodes.diagnostics import OK
 from owseg_ros.nodes.diagnostics import Reporter
 from owseg_ros.nodes.diagnostics import status
@@ -105,7 +106,7 @@ class Camera:
         self.name = name
         self.statistics = FrameStatistics()
         self.history = MaskHistory()
-        self.road_lost = False
+        self.road_lost = self.silent = False
         # The taught classes that its labels name.
         self.taught: PreparedPrototypes | None = None
         self.outputs = CameraOutputs(node, name, words)
@@ -392,7 +393,7 @@ class PerceptionNode(LifecycleNode):
         for camera in self._cameras.values():
             camera.statistics.reset()
             camera.history.reset()
-            camera.road_lost = False
+            camera.road_lost = camera.silent = False
             camera.input.open()
             self.get_logger().info(f'camera {camera.input.topic}')
         self._pipeline.start()
@@ -581,9 +582,17 @@ class PerceptionNode(LifecycleNode):
         level, state, message = judge_camera(
             numbers, topic=camera.input.topic, publishers=camera.input.publishers(),
             timeout=self._table['no_frames_timeout'], idle=idle,
-            incompatible=camera.input.incompatible, transport=(
+            incompatible=camera.input.incompatible, elsewhere=camera.input.elsewhere, transport=(
                 f'{self._dds}. The process of the publisher needs shared memory for large '
                 f'images too: export {transport.profile_variable()}={transport.profile_path()}'))
+        if (state == NO_FRAMES) != camera.silent:
+            # Once, for whoever looks at the terminal and not at diagnostics.
+            camera.silent = not camera.silent
+            logger = self.get_logger()
+            if camera.silent:
+                logger.warning(message)
+            else:
+                logger.info(f'frames come on {camera.input.topic}')
         if camera.road_lost and level == OK:
             level = WARN
             message += '; no road is seen, so anomalies are reported everywhere'

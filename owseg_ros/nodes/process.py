@@ -44,7 +44,8 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
 
     :param factories: each gets the transport of the process and returns a node.
     :param args: command line, as for `rclpy.init`.
-    :returns: the exit code: 0 after a clean end, 1 when a parameter given at start is invalid.
+    :returns: the exit code: 0 after a clean end, 1 when a parameter given at start is invalid,
+        or an argument or a file of parameters that ROS itself cannot read.
     """
     dds = transport.prepare()
     starting = True
@@ -58,7 +59,14 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
 
     # Before rclpy.init, which puts its own handler in front of this one.
     signal.signal(signal.SIGINT, interrupted)
-    rclpy.init(args=args)
+    try:
+        rclpy.init(args=args)
+    except KeyboardInterrupt:
+        return 0
+    except RuntimeError as error:
+        # rclpy's RCLError.
+        print(error, file=sys.stderr)
+        return 1
     nodes: list[Node] = []
     executor = SingleThreadedExecutor()
     code = 0

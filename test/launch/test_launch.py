@@ -179,3 +179,10 @@ def test_a_wrong_choice_is_refused(launch):
     process = launch('perception.launch.py', {'image_transport': 'theora'})
     assert process.wait() != 0
     assert "['', 'raw', 'compressed']" in process.output
+
+
+def test_a_file_of_parameters_that_is_missing_is_refused(launch):
+    process = launch('perception.launch.py', {'params_file': '/no/such/file.yaml'})
+    assert process.wait() != 0
+    assert 'params_file: there is no file /no/such/file.yaml' in process.output
+    assert 'process started' not in process.output

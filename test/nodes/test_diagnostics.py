@@ -100,7 +100,9 @@ def test_silence_names_its_likely_cause(statistics, clock):
     level, state, message = judge(statistics)
     assert (level, state) == (WARN, 'no frames')
     assert 'Fast DDS profile X' in message
-    assert 'nobody publishes /image' in judge(statistics, publishers=0)[2]
+    assert judge(statistics, publishers=0)[2].endswith('nobody publishes /image')
+    assert judge(statistics, publishers=0, elsewhere=lambda: 'look there')[2].endswith(
+        'nobody publishes /image; look there')
     assert 'set it to best_available' in judge(
         statistics, incompatible='set it to best_available')[2]
     statistics.frame_in(False)

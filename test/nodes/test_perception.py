@@ -30,8 +30,11 @@ from owseg_ros.bundle import sha256_of
 from owseg_ros.frame import Frame
 from owseg_ros.frame import frame_to_compressed
 from owseg_ros.frame import image_to_array
+from owseg_ros.nodes.inputs import images_elsewhere
+from owseg_ros.nodes.parameters import unknown_parameters
 from owseg_ros.nodes.perception import PerceptionNode
 import pytest
+from rcl_interfaces.msg import Log
 from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -370,6 +373,48 @@ def test_a_publisher_that_does_not_match_is_named(ros, perception):
     assert status.level == DiagnosticStatus.WARN
 
 
+def test_a_camera_that_publishes_elsewhere_is_named(ros, perception):
+    """Also once in the log, as soon as it is silent, and once when it speaks."""
+    log = ros.collect(Log, '/rosout')
+    elsewhere = [ImagePublisher(ros.client, f'color{number}/image_raw') for number in range(4)]
+    node = perception(autostart=True, no_frames_timeout=0.2).active()
+    masks = ros.collect(Image, 'semantic/mask')
+    names = [entry.publisher.topic_name for entry in elsewhere]
+    status = node.status('camera', lambda s: names[0] in s.message)
+    assert 'and ' in status.message and 'remap the topic' in status.message
+    # Its own maps are images too.
+    assert 'semantic/mask' not in status.message
+    camera = ImagePublisher(ros.client, 'image/compressed', message_type=CompressedImage)
+    topic = camera.publisher.topic_name
+    node.status('camera', lambda s: (
+        f'{topic} is published: set image_transport to compressed' in s.message))
+    camera = ImagePublisher(ros.client)
+    node.settle(camera)
+    with stream(camera):
+        masks.first()
+        node.status('camera', lambda s: values_of(s)['state'] == 'running')
+
+    def logged(text):
+        return [message.msg for message in list(log.messages)
+                if message.name.endswith('perception') and text in message.msg]
+
+    wait_until(lambda: logged('frames come on'), what=lambda: log.messages)
+    assert len(logged('nobody publishes')) == len(logged('frames come on')) == 1
+
+
+@pytest.mark.parametrize('topic, transport, published, told', [
+    ('/cam/image', 'raw', ['/a', '/cam/image/compressed'], (
+        '/cam/image/compressed is published: set image_transport to compressed')),
+    ('/cam/image/compressed', 'compressed', ['/cam/image'], (
+        '/cam/image is published: set image_transport to raw')),
+    ('/cam/image', 'raw', ['/b', '/a'], 'images are published on /a, /b: remap'),
+    ('/cam/image', 'raw', ['/5', '/4', '/3', '/2', '/1'], 'on /1, /2, /3 and 2 more: remap'),
+    ('/cam/image', 'raw', [], '')])
+def test_what_to_do_where_images_are_published_elsewhere(topic, transport, published, told):
+    found = images_elsewhere(topic, transport, published)
+    assert told in found if told else found == ''
+
+
 def test_a_matched_publisher_that_stays_silent_is_a_warning(ros, perception):
     camera = ImagePublisher(ros.client)
     node = perception(autostart=True, no_frames_timeout=0.2).active()
@@ -576,6 +621,29 @@ def test_each_parameter_is_described(perception):
 def test_an_invalid_parameter_at_start_is_an_error(perception, name, value, error):
     with pytest.raises(error, match=name):
         perception(**{name: value})
+
+
+@pytest.mark.parametrize('name', ['cameras', 'providers', 'model', 'threads', 'max_skew'])
+def test_a_parameter_without_a_value_at_start_is_an_error(perception, name):
+    """What rcl makes of `cameras: []`, and of `model:` with nothing behind it."""
+    with pytest.raises(InvalidParameterValueException, match=f'{name} has no value'):
+        perception(**{name: None})
+
+
+def test_a_parameter_that_does_not_exist_is_told(ros, perception):
+    log = ros.collect(Log, '/rosout')
+    node = perception(pipelin='always', frobnicate=3, use_sim_time=False, source='scene').node
+    told = log.first(lambda message: 'no such parameters' in message.msg)
+    assert 'frobnicate, pipelin (did you mean pipeline?);' in told.msg
+    # The camera in the same process has this one.
+    assert 'source' not in told.msg and 'use_sim_time' not in told.msg
+    assert told.name == f'{ros.namespace[1:]}.{node.get_name()}' and told.level == 30
+
+
+def test_a_node_without_unknown_parameters_says_nothing_of_them():
+    assert unknown_parameters([], ['pipeline']) == ''
+    assert unknown_parameters(
+        ['source', 'model', 'qos_overrides./image.subscription.depth'], ['pipeline']) == ''
 
 
 def test_stamps_of_another_clock_are_no_age(ros, perception):

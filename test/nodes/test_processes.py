@@ -110,6 +110,19 @@ def test_an_invalid_parameter_at_start_ends_the_process_with_a_reason(ros):
     assert 'Traceback' not in process.output
 
 
+@pytest.mark.parametrize('arguments, reason', [
+    (['-r', 'image:=my camera'], "Couldn't parse remap rule: '-r image:=my camera'"),
+    (['--params-file', '{file}'], "Couldn't parse params file: '--params-file {file}'")])
+def test_what_ros_cannot_read_ends_the_process_with_a_reason(ros, tmp_path, arguments, reason):
+    file = tmp_path / 'wrong.yaml'
+    file.write_text('perception:\n  ros__parameters\n    threads: 1\n', encoding='utf-8')
+    process = ros.process('owseg_ros.nodes.perception', arguments=[
+        argument.format(file=file) for argument in arguments])
+    assert process.wait() == 1
+    assert reason.format(file=file) in process.output
+    assert 'Traceback' not in process.output
+
+
 def test_a_model_that_is_missing_leaves_the_process_alive(ros):
     process = ros.process(
         'owseg_ros.nodes.perception', {'model': '/no/such/model', 'autostart': True})
