@@ -229,9 +229,11 @@ def judge_camera(
     if not numbers.frames_out:
         return OK, 'running', 'waiting for the first frame'
     if numbers.clock_offset is not None:
+        cause = ('a bag without use_sim_time?' if numbers.clock_offset > 0
+                 else 'use_sim_time without a /clock?')
         return OK, 'running', (
             f'{numbers.rate_hz:.1f} Hz; stamps are {numbers.clock_offset:.0f} s off the node '
-            'clock (a bag without use_sim_time?), so that there is no age')
+            f'clock ({cause}), so that there is no age')
     return OK, 'running', (
         f'{numbers.rate_hz:.1f} Hz, age {numbers.age_ms[0]:.0f} ms '
         f'(p95 {numbers.age_ms[1]:.0f} ms), {numbers.drops} drops')

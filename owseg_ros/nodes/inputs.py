@@ -127,12 +127,16 @@ class ImageInput:
                 return self._subscription.get_publisher_count()
             return self._node.count_publishers(self.topic)
 
-    def elsewhere(self) -> str:
-        """Return where other nodes publish images, and what to do to get them, or ''."""
+    def elsewhere(self, taken: Collection[str] = ()) -> str:
+        """
+        Return where other nodes publish images, and what to do to get them, or ''.
+
+        :param taken: full names of topics that the node has already.
+        """
         own = self._node.get_name(), self._node.get_namespace()
         published = [
             name for name, types in self._node.get_topic_names_and_types()
-            if _TYPES.intersection(types) and any(
+            if _TYPES.intersection(types) and name not in taken and any(
                 (info.node_name, info.node_namespace) != own
                 for info in self._node.get_publishers_info_by_topic(name))]
         return images_elsewhere(self.topic, self._transport, published)

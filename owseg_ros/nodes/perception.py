@@ -582,7 +582,9 @@ class PerceptionNode(LifecycleNode):
         level, state, message = judge_camera(
             numbers, topic=camera.input.topic, publishers=camera.input.publishers(),
             timeout=self._table['no_frames_timeout'], idle=idle,
-            incompatible=camera.input.incompatible, elsewhere=camera.input.elsewhere, transport=(
+            incompatible=camera.input.incompatible,
+            elsewhere=lambda: camera.input.elsewhere(
+                [other.input.topic for other in list(self._cameras.values())]), transport=(
                 f'{self._dds}. The process of the publisher needs shared memory for large '
                 f'images too: export {transport.profile_variable()}={transport.profile_path()}'))
         if (state == NO_FRAMES) != camera.silent:

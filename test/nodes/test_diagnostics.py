@@ -91,7 +91,9 @@ def test_stamps_of_another_clock_give_no_age(statistics):
     assert math.isnan(statistics.snapshot().age_ms[0])
     level, state, message = judge(statistics)
     assert (level, state) == (OK, 'running')
-    assert 'use_sim_time' in message
+    assert 'a bag without use_sim_time?' in message
+    statistics.frame_out(-1.7e9, 0.01, 1.0, 1.0)
+    assert 'use_sim_time without a /clock?' in judge(statistics)[2]
 
 
 def test_silence_names_its_likely_cause(statistics, clock):

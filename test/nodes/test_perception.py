@@ -402,6 +402,14 @@ def test_a_camera_that_publishes_elsewhere_is_named(ros, perception):
     assert len(logged('nobody publishes')) == len(logged('frames come on')) == 1
 
 
+def test_the_topic_of_another_camera_is_no_place_to_look(ros, perception):
+    ImagePublisher(ros.client, 'front/image')
+    node = perception(autostart=True, cameras=['front', 'left'], no_frames_timeout=0.2).active()
+    for name, reason in (('front', 'nothing arrives'), ('left', 'nobody publishes')):
+        status = node.status(f'camera {name}', lambda s: reason in s.message)
+        assert 'are published on' not in status.message
+
+
 @pytest.mark.parametrize('topic, transport, published, told', [
     ('/cam/image', 'raw', ['/a', '/cam/image/compressed'], (
         '/cam/image/compressed is published: set image_transport to compressed')),
