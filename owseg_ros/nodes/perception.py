@@ -179,6 +179,11 @@ class PerceptionNode(LifecycleNode):
         """Return unconfigured, building, warming, inactive, active or finalized."""
         return self._phase
 
+    @property
+    def loading(self) -> bool:
+        """Return whether a model is being loaded, while the executor does nothing else."""
+        return self._phase in ('building', 'warming')
+
     # Transitions
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -361,6 +366,11 @@ class PerceptionNode(LifecycleNode):
             self.get_logger().error(self._failure)
             self._enter('unconfigured')
             return FAILURE
+        except BaseException:
+            # Also a signal while the model is loaded.
+            if segmenter is not None:
+                segmenter.close()
+            raise
         self._segmenter = segmenter
         self._cameras = {
             name: Camera(self, name, self._table['image_transport'],

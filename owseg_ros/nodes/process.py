@@ -15,10 +15,14 @@
 
 from __future__ import annotations
 
+import _thread
+import gc
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from typing import Any, Callable, Sequence
 
 from owseg_ros.nodes import transport
@@ -48,26 +52,37 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
         or an argument or a file of parameters that ROS itself cannot read.
     """
     dds = transport.prepare()
-    starting = True
+    nodes: list[Node] = []
+    starting, leaving, raised = True, False, -math.inf
 
     def interrupted(number: int, stack: Any) -> None:
-        # While nodes spin, SIGINT shuts the context down, and that ends the spin. A
+        # While nodes spin, a signal shuts the context down, and that ends the spin. A
         # KeyboardInterrupt on top of it could strike in the middle of the clean end, above all
-        # when Ctrl-C comes twice: from the terminal and from `ros2 launch`.
-        if starting:
-            raise KeyboardInterrupt
+        # when Ctrl-C comes twice: from the terminal and from `ros2 launch`. While a node loads a
+        # model nothing spins, for a minute where its inner loops are compiled, and launch kills
+        # it after 20 s. Libraries swallow some interrupts, so that it is raised until it is heard.
+        nonlocal raised
+        loading = any(getattr(node, 'loading', False) for node in nodes)
+        if leaving or not starting and not loading or time.monotonic() < raised + 0.5:
+            return
+        again = threading.Timer(1.0, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+        raised = time.monotonic()
+        raise KeyboardInterrupt
 
-    # Before rclpy.init, which puts its own handler in front of this one.
-    signal.signal(signal.SIGINT, interrupted)
+    # Before rclpy.init, which puts its own handlers in front of these.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
     try:
         rclpy.init(args=args)
     except KeyboardInterrupt:
+        leaving = True
         return 0
     except RuntimeError as error:
         # rclpy's RCLError.
         print(error, file=sys.stderr)
         return 1
-    nodes: list[Node] = []
     executor = SingleThreadedExecutor()
     code = 0
     try:
@@ -83,18 +98,22 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
         print(error, file=sys.stderr)
         code = 1
     except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        leaving = True
     except RuntimeError:
         # rclpy's RCLError, where a signal shuts the context down while the executor sets out to
         # wait in it: that is the end which was asked for.
         if rclpy.ok():
             raise
     finally:
-        starting = False
+        leaving = True
         for node in nodes:
             node.destroy_node()
         executor.shutdown(0.5)
         rclpy.try_shutdown()
+    # What was interrupted leaves cycles that hold the nodes, and with them the shared memory.
+    nodes.clear()
+    del executor
+    gc.collect()
     _leave_if_threads_linger(code)
     return code
 

@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip('rclpy', reason='rclpy is not installed (pip install owseg_ros[ros])')
 
 from owseg_ros.nodes import transport  # noqa: E402, I100
+from owseg_ros.segmenter import Segmenter  # noqa: E402
 
 from support import interfaces  # noqa: E402
 from support.dds import Ros  # noqa: E402
@@ -25,6 +26,12 @@ from support.tiny_bundle import make_tiny_bundle  # noqa: E402
 
 # Fast DDS reads its profile once, with the first context of the process.
 transport.prepare()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled(tiny):
+    """Compile the inner loops first: on the first run after a change it takes up to a minute."""
+    Segmenter(tiny, threads=1).warm_up()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from owseg_ros.frame import array_to_image
 from owseg_ros.frame import image_to_array
 from owseg_ros.frame import image_to_frame
 from owseg_ros.nodes import outputs
+from owseg_ros.readout import cpu
 from owseg_ros.readout import ObjectSettings
 from owseg_ros.readout import readout
 from owseg_ros.segmenter import Segmenter
@@ -140,11 +141,11 @@ def test_the_readout_leaves_out_what_nobody_asks_for(
         tiny, monkeypatch, frame_message, maps, refines, masks):
     """Grouping into objects and the mask cost the most; ids need them to mark unknown only."""
     calls = []
-    for name in ('refine', 'hazard_mask'):
-        original = getattr(readout, name)
+    for module, name in ((cpu, 'refine'), (readout, 'hazard_mask')):
+        original = getattr(module, name)
         monkeypatch.setattr(
-            readout, name, lambda *arguments, name=name, original=original: (
-                calls.append(name), original(*arguments))[1])
+            module, name, lambda *arguments, name=name, original=original, **options: (
+                calls.append(name), original(*arguments, **options))[1])
     segmenter = Segmenter(tiny, threads=1)
     segmenter.settings = replace(
         segmenter.settings, mark_unknown=False, objects=ObjectSettings())

@@ -103,6 +103,25 @@ def test_a_signal_ends_the_node_and_leaves_nothing_behind(tiny, number):
     assert [path for path in files if path.exists()] == []
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_node_that_loads_its_model(tiny, tmp_path, number):
+    """The first start compiles for up to a minute, and launch would kill it after 20 s."""
+    process = Process('owseg_ros.nodes.perception', {'model': str(tiny.path), 'autostart': True},
+                      environment={'NUMBA_CACHE_DIR': str(tmp_path)})
+    try:
+        # The first of many functions is compiled.
+        wait_until(lambda: any(tmp_path.rglob('*.nbc')), what=lambda: process.output)
+        files = shared_memory_of(process.pid)
+        code, seconds = process.end(number, timeout=60.0)
+    finally:
+        process.kill()
+    assert files
+    assert code == 0, process.output
+    assert seconds < SECONDS_TO_END
+    assert 'Traceback' not in process.output and 'model tiny' not in process.output
+    assert [path for path in files if path.exists()] == []
+
+
 def test_an_invalid_parameter_at_start_ends_the_process_with_a_reason(ros):
     process = ros.process('owseg_ros.nodes.perception', {'image_transport': 'theora'})
     assert process.wait() == 1
