@@ -358,7 +358,8 @@ class Segmenter:
         answers = asked is not None
         embeds = namer is not None or answers and bool(self.bundle.outputs['text_features'])
         return self.engine.infer(frames, region_embeddings=answers, text_features=embeds,
-                                 pixel_features=features), embeds
+                                 pixel_features=features,
+                                 masks_on_device=self.readout.masks_on_device), embeds
 
     def read_out(self, seen: NetworkPass, histories: Optional[Sequence[MaskHistory]] = None,
                  stamps: Optional[Sequence[float]] = None) -> list[Segmentation]:

@@ -226,6 +226,25 @@ def test_warm_up(segmenter):
     assert 0 < segmenter.warm_up() < 10000
 
 
+@pytest.mark.parametrize('readout, stay', [('auto', True), ('gpu', True), ('cpu', False)])
+def test_masks_stay_where_the_network_ran_for_a_readout_there(folder, readout, stay):
+    """Here on the CPU, by an engine that hands out tensors where they may stay."""
+    torch = pytest.importorskip('torch')
+    pytest.importorskip('triton')
+    frame = paint(131, 77, (0, 255, 0), GREY)
+    segmenter, wanted = Segmenter(folder, threads=1, readout=readout), Segmenter(folder, threads=1)
+    if readout == 'gpu' and not segmenter.readout.masks_on_device:
+        pytest.skip(segmenter.readout.note)
+    run = segmenter.engine._run
+    segmenter.engine._run_on_device = lambda names, batch: [
+        torch.from_numpy(array) if index == 0 else array
+        for index, array in enumerate(run(names, batch))]
+    masks = segmenter.run_network([frame]).output.mask_logits
+    assert isinstance(masks, torch.Tensor) == stay
+    np.testing.assert_allclose(
+        segmenter(frame).anomaly_score, wanted(frame).anomaly_score, atol=2e-3)
+
+
 # Queries
 
 
