@@ -20,6 +20,7 @@ import time
 
 import cv2
 import numpy as np
+from owseg_ros import engine as engines
 from owseg_ros.bench import BenchError, BenchOptions, run_bench
 from owseg_ros.bench import nodes, readouts
 from owseg_ros.bench.imitation import enlarge, imitate
@@ -30,6 +31,8 @@ from owseg_ros.bench.report import BEGIN, END, markdown, put_into, ReportError, 
 from owseg_ros.bench.run import read_frames
 from owseg_ros.bench.timing import interleave, peak_memory, ratio, Timing
 from owseg_ros.cli import main
+from owseg_ros.engine import OnnxEngine
+from owseg_ros.engine.fallback import FallbackEngine
 from owseg_ros.readout import ALL_MAPS, CpuReadout, ReadoutSettings
 import pytest
 from support.tiny_bundle import make_tiny_bundle, paint
@@ -221,6 +224,36 @@ def test_node_end_to_end(options, monkeypatch):
     monkeypatch.setattr(nodes, 'START_SECONDS', 4.0)
     with pytest.raises(NodeBenchError, match='they say'):
         measure_node(replace(run, engine='none'), [paint(96, 64)])
+
+
+@pytest.mark.timeout(120)
+def test_a_node_that_another_engine_stands_in_for_is_not_measured(options):
+    pytest.importorskip('rclpy', reason='neither ROS nor the extra `ros` is installed')
+    run = NodeRun(options.model, 'torch', ('cpu',), 1, 20.0, 2.0,
+                  int(os.environ.get('OWSEG_TEST_DOMAIN', 70)))
+    with pytest.raises(NodeBenchError, match='torch does not run in the node: .*no torch program'):
+        measure_node(run, [paint(96, 64)])
+
+
+def test_the_engine_that_was_asked_for_is_what_is_measured(options, tmp_path, monkeypatch):
+    asked = []
+
+    def serve(bundle, providers, threads, chosen):
+        def build(machine, stopped):
+            asked.append(chosen.max_batch)
+            time.sleep(0.5)
+            engine = OnnxEngine(bundle, threads=1)
+            engine.description = 'the one that was asked for'
+            return engine
+
+        return FallbackEngine('torch', OnnxEngine(bundle, threads=1), build)
+
+    chosen = replace(options, engine='torch', sections=('network',), sizes=((96, 64),))
+    with pytest.raises(BenchError, match='torch does not run here: .*no torch program'):
+        run_bench(chosen, tmp_path, say=lambda line: None)
+    monkeypatch.setattr(engines, 'serve_torch', serve)
+    report = run_bench(chosen, tmp_path, say=lambda line: None)
+    assert report['model']['engine'] == 'the one that was asked for' and asked == [2]
 
 
 def test_frames_are_spread_over_the_source(options):

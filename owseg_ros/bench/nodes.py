@@ -34,10 +34,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from owseg_ros.engine.status import FALLBACK, RUNNING
 from owseg_ros.errors import OwsegError
 from owseg_ros.processes import end_process, private_domain
 
 START_SECONDS = 90.0
+BUILD_SECONDS = 1800.0
 # Frames until the network, DDS and the caches are warm.
 WARM_FRAMES = 10
 
@@ -122,6 +124,7 @@ def _listen(run: NodeRun, nodes: subprocess.Popen, recorder: Any, log: Path,
             if nodes.poll() is not None or time.monotonic() - begun > START_SECONDS:
                 raise NodeBenchError('the nodes gave no results; they say:\n' + '\n'.join(
                     log.read_text(errors='replace').splitlines()[-12:]))
+        _await_engine(run, node, spin_once)
         seen.clear()
         images, before = node.received['image'], _usage(nodes.pid)
         start = time.monotonic()
@@ -142,6 +145,18 @@ def _listen(run: NodeRun, nodes: subprocess.Popen, recorder: Any, log: Path,
         'memory_mib': None if before is None else after[1],
         'node': {key: float(statistics[key]) for key in (
             'network_ms', 'readout_ms', 'drops', 'bad_frames') if key in statistics}}
+
+
+def _await_engine(run: NodeRun, node: Any, spin_once: Callable[[float], None]) -> None:
+    """Wait until the engine that was asked for answers; until then another stands in for it."""
+    begun = time.monotonic()
+    while (state := node.engine.get('engine_state')) != RUNNING:
+        if state == FALLBACK:
+            raise NodeBenchError(f'the engine {run.engine} does not run in the node: '
+                                 f'{node.engine.get("engine_reason")}')
+        if time.monotonic() - begun > BUILD_SECONDS:
+            raise NodeBenchError(f'the engine {run.engine} was not ready in {BUILD_SECONDS:g} s')
+        spin_once(0.1)
 
 
 def _usage(pid: int) -> tuple[float, float] | None:

@@ -30,8 +30,11 @@ from owseg_ros.bench.nodes import measure_node, NodeRun, why_no_nodes
 from owseg_ros.bench.peers import open_peers, PEERS, Peers
 from owseg_ros.bench.readouts import (
     cases, growth_steps, measure_growth, measure_readout, official_memory)
-from owseg_ros.bundle import default_bundle_path, load_bundle
+from owseg_ros.bundle import Bundle, default_bundle_path, load_bundle
+from owseg_ros.engine import OnnxEngine, TensorrtOptions, TorchOptions
+from owseg_ros.engine.fallback import FallbackEngine
 from owseg_ros.engine.onnx import physical_cores
+from owseg_ros.engine.status import BUILDING, FALLBACK, WARMING
 from owseg_ros.errors import OwsegError
 from owseg_ros.frame import Frame
 from owseg_ros.machine import machine_in_full, versions
@@ -47,6 +50,7 @@ FRAMES = 12
 PEAK = 1.5
 
 _PACKAGES = ('numpy', 'onnxruntime', 'opencv-python-headless', 'ros-kilted-rclpy')
+_GPU_PACKAGES = ('torch', 'triton', 'tensorrt')
 # A pass of a large network takes seconds.
 _PIPELINE_REPEATS = {'model': 1.0, 'small': 1.0, 'swin_t': 0.5}
 
@@ -153,7 +157,8 @@ def run_bench(options: BenchOptions, out: Path | None = None, document: Path | N
     machine = machine_in_full()
     threads = options.threads or physical_cores()
     bundle = load_bundle(options.model or default_bundle_path())
-    segmenter = Segmenter(bundle, options.engine, options.providers, threads)
+    bar = _Progress(progress)
+    segmenter = _open(bundle, options, threads, bar)
     peers, why = open_peers(options.peers)
     left_out = {'what is measured beside it': why} if peers is None else {}
     if peers is None:
@@ -161,12 +166,13 @@ def run_bench(options: BenchOptions, out: Path | None = None, document: Path | N
     frames = read_frames(options.source, options.sizes[0])
     report: dict[str, Any] = {
         'command': command, 'machine': machine,
-        'versions': versions(_PACKAGES + (peers.packages() if peers is not None else ())),
+        'versions': versions(
+            _PACKAGES + (_GPU_PACKAGES if options.engine != OnnxEngine.name else ())
+            + (peers.packages() if peers is not None else ())),
         'model': {'name': bundle.name, 'version': bundle.version,
                   'sha256': bundle.network_sha256, 'engine': segmenter.engine.description,
                   'width': bundle.input.width, 'height': bundle.input.height},
         'options': asdict(options) | {'threads': threads}, 'left_out': left_out}
-    bar = _Progress(progress)
     steps = {'peers': peers, 'threads': threads, 'bar': bar}
     measured = _measure(options, segmenter, frames, report, say, **steps)
     for section, function in measured.items():
@@ -180,6 +186,22 @@ def run_bench(options: BenchOptions, out: Path | None = None, document: Path | N
     report['targets'] = report_module.targets(report)
     _write(report, out, document, peers)
     return report
+
+
+def _open(bundle: Bundle, options: BenchOptions, threads: int, bar: _Progress) -> Segmenter:
+    """Return a segmenter whose engine is the one that was asked for, built and warm."""
+    largest = max(options.batches)
+    segmenter = Segmenter(
+        bundle, options.engine, options.providers, threads,
+        tensorrt=TensorrtOptions(max_batch=largest), torch=TorchOptions(max_batch=largest))
+    engine = segmenter.engine
+    if isinstance(engine, FallbackEngine):
+        while (status := engine.wait(0.2)).state in (BUILDING, WARMING):
+            bar.tell(f'engine: {status}', status.share)
+        if engine.wait().state == FALLBACK:
+            segmenter.close()
+            raise BenchError(f'the engine {options.engine} does not run here: {status.reason}')
+    return segmenter
 
 
 def _measure(options: BenchOptions, segmenter: Segmenter, frames: list[np.ndarray],
