@@ -35,6 +35,7 @@ DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 # What autocast runs in half precision, and so casts the weights of, at every pass.
 _HALVED = {torch.ops.aten.conv2d.default, torch.ops.aten.linear.default,
            torch.ops.aten.matmul.default, torch.ops.aten.einsum.default}
+_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 
 
 class Program:
@@ -82,6 +83,9 @@ class Program:
         (last,) = graph.find_nodes(op='output')
         found = pytree.tree_leaves(last.args[0])
         last.args = ([found[self._places[name]] for name in outputs],)
+        # What the exporter saw of types, which half precision changes.
+        for node in graph.find_nodes(op='call_function', target=_ASSERTION):
+            graph.erase_node(node)
         # The graph is flat: its own lists and names are not needed to call it.
         graph.set_codegen(fx.graph.CodeGen())
         graph.eliminate_dead_code()

@@ -59,7 +59,9 @@ class Compact(torch.nn.Module):
         # A constant, to be moved to the device of the program.
         places = torch.arange(texts.shape[2], device=image.device)[:, None] / 8
         texts = texts + places.cos()
-        regions = torch.einsum('bnyx,bdyx->bnd', torch.nn.functional.avg_pool2d(masks, 2), texts)
+        # The exporter writes down of what type it was before.
+        pooled = torch.nn.functional.avg_pool2d(masks, 2).float()
+        regions = torch.einsum('bnyx,bdyx->bnd', pooled, texts)
         return (masks, self.classes(masks.mean(dim=(2, 3))[..., None]), features,
                 torch.nn.functional.normalize(regions, dim=2), texts)
 
