@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 from typing import Callable, Optional, Sequence
+import weakref
 
 from owseg_ros.engine.contract import Engine, EngineError, NetworkOutput
 from owseg_ros.engine.status import (
@@ -25,6 +26,9 @@ from owseg_ros.engine.status import (
 from owseg_ros.frame import Frame
 
 _LOG = logging.getLogger(__name__)
+
+# How long the end of a process waits for a build to stop.
+_PATIENCE = 20.0
 
 
 class FallbackEngine:
@@ -55,6 +59,8 @@ class FallbackEngine:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._prepare, name=f'build {name}', daemon=True)
         self._thread.start()
+        # Also where nobody closes it: a process must not end under a library that is building.
+        weakref.finalize(self, _end, self._stop, self._thread)
 
     @property
     def status(self) -> EngineStatus:
@@ -131,3 +137,9 @@ class FallbackEngine:
                          status.reason)
         elif status.state != BUILDING:
             _LOG.info('engine %s: %s', self.name, status)
+
+
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    if thread is not threading.current_thread():
+        thread.join(_PATIENCE)

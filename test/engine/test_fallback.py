@@ -13,6 +13,7 @@
 # limitations under the License.
 """Serving while a better engine is built: ONNX Runtime for both, and builds that fail."""
 
+import subprocess
 import sys
 import threading
 
@@ -94,6 +95,33 @@ def test_a_build_that_fails_leaves_the_first_at_work(bundle, error, reason):
     assert str(status) == f'fallback: {reason}'
     assert engine.description == 'first, while better failed'
     assert engine.infer([FRAME]).mask_logits.shape == (1, 8, 16, 24)
+
+
+LEAVE = """
+import sys
+import time
+
+from owseg_ros.bundle import load_bundle
+from owseg_ros.engine import EngineError, OnnxEngine
+from owseg_ros.engine.fallback import FallbackEngine
+
+
+def build(machine, stopped):
+    while not stopped():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    print('left in order', flush=True)
+    raise EngineError('stopped')
+
+
+engine = FallbackEngine('better', OnnxEngine(load_bundle(sys.argv[1]), threads=1), build)
+"""
+
+
+def test_a_process_ends_when_its_build_has_stopped(bundle):
+    done = subprocess.run([sys.executable, '-c', LEAVE, str(bundle.path)], capture_output=True,
+                          text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, 'left in order'), done.stderr
 
 
 class Breaks(OnnxEngine):
