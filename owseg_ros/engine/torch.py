@@ -129,12 +129,24 @@ class TorchEngine(CudaEngine):
         kind = f'{precision}, compiled' if options.compiled else precision
         self.description = f'torch ({kind}, {code.describe(options.device)})'
         if options.compiled:
-            sizes = sorted({self.fixed_batch or 1, self.fixed_batch or options.max_batch})
+            sizes = self._sizes(options.max_batch)
             for index, size in enumerate(sizes):
                 if stopped():
                     raise EngineError('the preparation of the engine torch was stopped')
                 machine.progress((1 + index) / (1 + len(sizes)), f'compiling for {size} frames')
-                self.warm_up(size)
+                NetworkEngine.warm_up(self, size)
+
+    def warm_up(self, batch: int = 1) -> float:
+        """
+        Warm up every batch size up to this one; return ms of the last pass of the largest.
+
+        A camera that is late makes a batch smaller, and the first pass of a size takes long:
+        kernels are chosen, or compiled.
+        """
+        return [NetworkEngine.warm_up(self, size) for size in self._sizes(batch)][-1]
+
+    def _sizes(self, largest: int) -> Sequence[int]:
+        return [self.fixed_batch] if self.fixed_batch else range(1, 1 + largest)
 
     def _check_program(self) -> int:
         """Return the batch size that the program is fixed to, or 0."""

@@ -199,6 +199,16 @@ def test_compiled_before_it_serves(bundle, frames):
         TorchEngine(bundle, TorchOptions('cpu', compiled=True), machine, lambda: True)
 
 
+def test_every_number_of_cameras_is_warm_before_it_serves(bundle, single):
+    for chosen, wanted in ((bundle, [1, 2, 3]), (single, [1])):
+        seen = []
+        engine = TorchEngine(chosen, TorchOptions('cpu', max_batch=3), StateMachine())
+        run = engine._run
+        engine._run = lambda names, batch: seen.append(len(batch)) or run(names, batch)
+        assert engine.warm_up(3) > 0
+        assert sorted(set(seen)) == wanted
+
+
 # What is refused
 
 def test_a_bundle_without_a_program_says_how_to_make_one(tmp_path):
