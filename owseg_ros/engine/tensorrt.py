@@ -270,7 +270,8 @@ def find_or_build(bundle: Bundle, options: TensorrtOptions, machine: StateMachin
     kept = True
     try:
         cache.store(key, plan)
-        cache.store_timing(device, timings)
+        if timings:
+            cache.store_timing(device, timings)
     except EngineError as error:
         # The engine is good; only the next start has to build it again.
         machine.note(str(error))

@@ -36,6 +36,8 @@ import torch
 
 _KEPT_MESSAGES = 6
 _MEMORY = ('out of memory', 'outofmemory', 'out_of_memory', 'insufficient memory')
+# TensorRT goes on using the first that it is given, without keeping it alive.
+_LOGS: list[Log] = []
 
 
 class Log(trt.ILogger):
@@ -43,6 +45,7 @@ class Log(trt.ILogger):
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
+        _LOGS.append(self)
         self._lock = threading.Lock()
         self._errors: deque[str] = deque(maxlen=_KEPT_MESSAGES)
 
@@ -128,14 +131,23 @@ def build_plan(network: Path, profile: Profile, progress: BuildProgress,
     if config.add_optimization_profile(shapes) < 0:
         raise EngineError(f'TensorRT refuses batches {profile.batch} of {profile.shape} for '
                           f'{profile.name}: {log.errors()}')
-    cache = config.create_timing_cache(timings or b'')
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    cache = _use_timings(config, timings)
     monitor = Monitor(progress)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(graph, config)
     if plan is None:
         raise EngineError(_why_not_built(log, progress))
-    return _content(plan), _content(config.get_timing_cache().serialize())
+    return _content(plan), b'' if cache is None else _content(cache.serialize())
+
+
+def _use_timings(config: trt.IBuilderConfig,
+                 timings: Optional[bytes]) -> Optional[trt.ITimingCache]:
+    """Attach timings, new ones where those do not fit; None where TensorRT keeps none."""
+    for content in (timings, b'') if timings else (b'',):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
 
 
 def _parse(network: Path, graph: trt.INetworkDefinition, log: Log) -> None:
@@ -216,6 +228,9 @@ class CudaNetwork:
         context = self._engine.create_execution_context()
         if context is None:
             raise EngineError(f'not enough GPU memory to run the engine: {self._log.errors()}')
+        stream = torch.cuda.current_stream().cuda_stream
+        if not context.set_optimization_profile_async(0, stream):
+            raise EngineError(f'the engine cannot be set up: {self._log.errors()}')
         shape = (size, *self._profile.shape)
         if not context.set_input_shape(self._profile.name, shape):
             raise EngineError(f'the engine was built for batches of {self._profile.batch[0]} to '
@@ -225,7 +240,9 @@ class CudaNetwork:
             name: torch.empty(_sizes(context.get_tensor_shape(name)), device='cuda')
             for name in self._outputs}
         for name, tensor in ((self._profile.name, image), *outputs.items()):
-            context.set_tensor_address(name, tensor.data_ptr())
+            if not context.set_tensor_address(name, tensor.data_ptr()):
+                raise EngineError(f'the engine does not take the memory of {name}: '
+                                  f'{self._log.errors()}')
 
         def enqueue() -> dict[str, torch.Tensor]:
             if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):

@@ -173,6 +173,13 @@ def test_a_quantised_engine_is_found_without_quantising(bundle, images, tmp_path
     assert not get()[0]
 
 
+def test_timings_are_kept_where_there_are_some(bundle, tmp_path):
+    for timings in (b'', b'timed'):
+        find_or_build(bundle, TensorrtOptions(cache=tmp_path), StateMachine(), ORIN,
+                      lambda graph, before: (b'plan', timings), force=True)
+        assert EngineCache(tmp_path).timing_path(ORIN).exists() == bool(timings)
+
+
 def test_an_engine_that_cannot_be_kept_is_used_all_the_same(bundle, tmp_path):
     (tmp_path / 'file').write_text('')
     machine = StateMachine()
@@ -308,7 +315,7 @@ def test_the_check_against_the_bindings_can_fail(stub, tmp_path):
         text = text.replace(right, wrong)
     wrong = tmp_path / 'wrong.py'
     wrong.write_text(text)
-    assert len(problems(wrong, stub, tmp_path)) == 5
+    assert len(problems(wrong, stub, tmp_path)) >= 5
 
 
 @pytest.mark.gpu
