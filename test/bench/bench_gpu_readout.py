@@ -80,7 +80,8 @@ def gpu_time(torch: Any, call: Callable[[], Any], repeats: int) -> float:
 
 def moved_bytes(readout: GpuReadout, masks: Any, outputs: dict[str, Any]) -> float:
     """Return what a frame has to read and write: the masks that matter, and the maps."""
-    return readout.kept_fraction * masks.nbytes + sum(map(lambda t: t.nbytes, outputs.values()))
+    return readout.kept_fraction * masks.nbytes + sum(
+        tensor.nbytes for tensor in outputs.values())
 
 
 def copies_beyond(cache: int, moved: float) -> int:
