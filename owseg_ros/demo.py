@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 import json
+import math
 import os
 from pathlib import Path
 import queue
@@ -226,7 +227,14 @@ def _check_source(options: DemoOptions) -> tuple[float, float]:
     Return frames a second and how many seconds there will be.
 
     The source is opened once, so that a wrong one is refused before anything starts.
+    Raises DemoError for seconds, a rate or a size that cannot be.
     """
+    if not 0 < options.seconds < math.inf:
+        raise DemoError(f'there must be some seconds to record, not {options.seconds:g}')
+    if not 0 <= options.rate < math.inf:
+        raise DemoError(f'the rate must be 0 (that of the source) or more, not {options.rate:g}')
+    if not all(options.size):
+        raise DemoError('a picture of {}x{} pixels cannot be rendered'.format(*options.size))
     source = open_source(options.source, width=options.size[0], height=options.size[1])
     source.close()
     if options.source.startswith('scene'):

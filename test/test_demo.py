@@ -38,6 +38,17 @@ def bundled():
         pytest.skip(str(error))
 
 
+@pytest.mark.parametrize('option, value, says', [
+    ('--seconds', '0', 'some seconds'), ('--seconds', 'nan', 'not nan'),
+    ('--rate', '-3', 'rate must be'), ('--size', '0x480', '0x480')])
+def test_what_cannot_be_recorded_is_one_line(tmp_path, capsys, option, value, says):
+    model = str(make_tiny_bundle(tmp_path / 'model').path)
+    assert main(['demo', '--model', model, '--out', str(tmp_path / 'out'), option, value]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith('owseg: ') and says in error and '\n' not in error
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.timeout(240)
 def test_demo_in_its_short_form(tmp_path, bundled, capsys):
     out = tmp_path / 'out'
