@@ -25,7 +25,7 @@ import sys
 from typing import Any
 
 from owseg_ros import __version__
-from owseg_ros.errors import OwsegError
+from owseg_ros.errors import describe, OwsegError
 from owseg_ros.operating_point import CALIBRATED, HOW_TO_ASK
 from rich.console import Console
 from rich.markup import escape
@@ -131,11 +131,11 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     with _progress(console) as progress:
         task = progress.add_task('recording', total=1.0, text='starting the nodes')
         report = run_demo(
-            demo, lambda line: console.print(line, highlight=False),
+            demo, lambda line: console.print(line, highlight=False, markup=False),
             lambda share, text: progress.update(task, completed=share, text=text))
     frames = report['frames']
     rows = [
-        ('camera', f'{report["camera_hz"]:.1f} Hz from {report["source"]}'),
+        ('camera', escape(f'{report["camera_hz"]:.1f} Hz from {report["source"]}')),
         ('frames in / out / dropped', f'{frames["in"]:.0f} / {frames["out"]} / '
                                       f'{frames["dropped"]:.0f}'
          if frames['in'] is not None else f'? / {frames["out"]} / ?'),
@@ -161,7 +161,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
                                             f'{entry["frames"]} frames'))
     console.print(_table('demo', rows))
     for name in ('demo.mp4', 'contact_sheet.png', 'report.json'):
-        console.print(f'{options.out / name}', highlight=False, soft_wrap=True)
+        console.print(f'{options.out / name}', highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -198,12 +198,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         ('flagged as anomalous', f'{result["flagged_share"]:.1%} of the pixels, where '
                                  f'{result["anomaly_score"]} is at least '
                                  f'{result["anomaly_threshold"]:g}'),
-        *((f'"{name}"', f'{share:.1%} of the pixels')
+        *((escape(f'"{name}"'), f'{share:.1%} of the pixels')
           for name, share in result['query_shares'].items()),
         *((f'taught: {escape(name)}', f'{share:.1%} of the pixels')
           for name, share in result['taught_shares'].items()),
-        ('model, engine', f'{result["model"]}, {result["engine"]}')]))
-    console.print(result['video'], highlight=False, soft_wrap=True)
+        ('model, engine', escape(f'{result["model"]}, {result["engine"]}'))]))
+    console.print(result['video'], highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -246,7 +246,7 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
         console.print(f'left out: {name}: {why}', highlight=False, markup=False, soft_wrap=True)
     for path in (options.out, options.document):
         if path is not None:
-            console.print(f'{path}', highlight=False, soft_wrap=True)
+            console.print(f'{path}', highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -386,7 +386,7 @@ def _build_engine(options: argparse.Namespace, console: Console) -> int:
         ('time', 'was in the cache' if built.cached else f'{built.seconds:.0f} s')]))
     if not built.kept:
         return 1
-    console.print(f'{built.path}', highlight=False, soft_wrap=True)
+    console.print(f'{built.path}', highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -604,10 +604,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         return options.act(options, console)
-    except OwsegError as error:
+    except (OwsegError, OSError) as error:
         if options.debug:
             raise
-        print(f'owseg: {error}', file=sys.stderr)
+        print(f'owseg: {describe(error) if isinstance(error, OSError) else error}',
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('owseg: interrupted', file=sys.stderr)

@@ -16,3 +16,10 @@
 
 class OwsegError(Exception):
     """An expected failure; its message says what is wrong and what to do about it."""
+
+
+def describe(error: OSError) -> str:
+    """Return one line for an error of the system, such as a folder that cannot be written."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f'{error.filename}: {error.strerror}'

@@ -32,6 +32,7 @@ from owseg_ros.language import (
 from owseg_ros.language.installed import default_text_encoder_path, open_text_encoder
 from owseg_ros.language.naming import UNKNOWN
 from owseg_ros.novelty import prepare, PreparedPrototypes, PrototypeBook
+from owseg_ros.operating_point import OperatingPointError
 from owseg_ros.pictures import FrameComposer, QueryPicture, VideoWriter
 from owseg_ros.readout import ALL_MAPS, MaskHistory, QUERY_MAPS
 from owseg_ros.render import distinct_colors
@@ -92,16 +93,25 @@ def run(options: RunOptions,
     Segment a source; write out/run.mp4 and, when asked, the maps; return the figures.
 
     progress: told the frames done and the frames in all (0 where that is not known).
-    Raises RunError, SourceError, BundleError, EngineError, VideoError, ScoreError,
-    OperatingPointError, for queries LanguageError, TextEncoderError or VocabularyError, and for
+    Raises RunError, SourceError, BundleError, EngineError, VideoError, ScoreError, OSError where
+    out cannot be written, for queries LanguageError, TextEncoderError or VocabularyError, and for
     prototypes NoveltyError.
     """
     if options.every < 1:
         raise RunError(f'every must be 1 or more, not {options.every}')
+    if options.limit < 0:
+        raise RunError(f'limit must be 0 (all frames) or more, not {options.limit}')
     segmenter = Segmenter(options.model or default_bundle_path(), options.engine,
                           options.providers, options.threads, torch=options.torch,
                           readout=options.readout_on)
-    segmenter.settings = readout_settings(segmenter.bundle, **options.readout)
+    try:
+        segmenter.settings = readout_settings(segmenter.bundle, **options.readout)
+    except OperatingPointError as error:
+        raise RunError(f'the threshold {error}') from error
+    except OwsegError:
+        raise
+    except ValueError as error:
+        raise RunError(str(error)) from error
     history = MaskHistory()
     queries, namer = open_language(segmenter.bundle, options)
     taught = open_prototypes(segmenter.bundle, options)
@@ -238,7 +248,8 @@ def _composer(bundle: Bundle, frame: np.ndarray, queries: list,
               taught: PreparedPrototypes | None) -> FrameComposer:
     height, width = frame.shape[:2]
     classes = [*bundle.classes, *(taught.classes if taught else ())]
-    return FrameComposer(480, max(2, round(480 * height / width)),
+    # No video is as high as the frames of a line camera may be.
+    return FrameComposer(480, min(960, max(2, round(480 * height / width))),
                          taught.palette if taught else bundle.palette(),
                          [(info.name, info.color) for info in classes], queries)
 

@@ -239,6 +239,11 @@ def test_run_over_a_video_stops_at_the_limit(tmp_path, model):
 @pytest.mark.parametrize('arguments, says', [
     (['run', '--video', 'no/such.mp4'], 'no/such.mp4'),
     (['run', '--source', 'scene', '--every', '0'], 'every'),
+    (['run', '--source', 'scene', '--limit', '-1'], 'limit must be 0'),
+    (['run', '--source', 'scene', '--hysteresis', '-1'], 'margin'),
+    (['run', '--source', 'scene', '--hold-frames', '999'], 'hold_frames'),
+    (['run', '--source', 'scene', '--threshold', 'nan'], 'the threshold must be finite'),
+    (['run', '--source', 'scene', '--score', 'loud'], 'max_logit'),
     (['run', '--source', 'scene', '--engine', 'magic'], 'onnx'),
     (['run', '--source', 'scene', '--providers', 'tensorrt'], 'tensorrt')])
 def test_expected_errors_are_one_line(arguments, says, model, capsys, tmp_path):
@@ -246,6 +251,35 @@ def test_expected_errors_are_one_line(arguments, says, model, capsys, tmp_path):
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith('owseg: ') and says in error and '\n' not in error
+
+
+def test_results_that_cannot_be_written_are_one_line(model, capsys, tmp_path):
+    file = tmp_path / 'file'
+    file.touch()
+    cv2.imwrite(str(tmp_path / 'street.png'), paint(96, 64)[..., ::-1])
+    for out, reason in ((file, 'File exists'), (file / 'below', 'Not a directory')):
+        assert main(['run', '--source', str(tmp_path / 'street.png'), '--model', model,
+                     '--out', str(out)]) == 2
+        assert capsys.readouterr().err.strip() == f'owseg: {out}: {reason}'
+
+
+def test_brackets_in_names_are_no_markup(tmp_path, words, capsys):
+    speaking, encoder = words
+    cv2.imwrite(str(tmp_path / 'street.png'), paint(96, 64)[..., ::-1])
+    out = tmp_path / 'out [bold]'
+    assert main(['run', '--source', str(tmp_path / 'street.png'), '--model', speaking,
+                 '--text-encoder', encoder, '--query', 'red [/b]', '--out', str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert '"red [/b]"' in printed and str(out / 'run.mp4') in printed
+
+
+def test_frames_of_a_line_camera_make_a_video(tmp_path, model):
+    cv2.imwrite(str(tmp_path / 'line.png'), paint(4, 3000)[..., ::-1])
+    assert main(['run', '--source', str(tmp_path / 'line.png'), '--model', model, '--masks',
+                 '--out', str(tmp_path)]) == 0
+    frame, = frames_of(tmp_path / 'run.mp4')
+    assert frame.shape[0] < 2500
+    assert np.load(tmp_path / 'maps' / '000000_anomaly_score.npy').shape == (3000, 4)
 
 
 def test_model_that_is_none_is_named(tmp_path, capsys):
