@@ -25,6 +25,9 @@ from typing import Any, Sequence
 _PERIODS = 5
 """Intervals that the period of a camera is the median of."""
 
+_OLD = 0.5
+"""Share of a period after which a frame that waits is old: see docs/pipeline.md for others."""
+
 _LATE = 1.1
 """Periods after which the next frame is late."""
 
@@ -136,7 +139,7 @@ class FrameSlots:
         period = statistics.median(
             after - before for before, after in zip(arrivals, arrivals[1:]))
         now = time.monotonic()
-        if period / 2 <= now - frame.received < period:
+        if _OLD * period <= now - frame.received < period:
             # A frame that comes late, as the last ones did not, is not waited for without end.
             self._changed.wait_for(
                 lambda: self._closed or self._pending[camera] is not frame or any(

@@ -21,6 +21,7 @@ each camera rate and each way to schedule, the rate of results, the age of a fra
 the next result comes.
 
     python test/bench/bench_schedule.py --network 40 --readout 12
+    python test/bench/bench_schedule.py --network 60 --readout 24 --jitter 0.1 --old 0.33
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from owseg_ros.nodes import slot  # noqa: E402
 from owseg_ros.nodes.pipeline import Pipeline  # noqa: E402
 from owseg_ros.nodes.slot import FrameSlots  # noqa: E402
 
@@ -50,9 +52,10 @@ def play(rate: float, way: dict, options) -> dict:
     """Run a camera at a rate for a while; return the numbers."""
     slots = FrameSlots([''], prefer_fresh=way['prefer_fresh'])
     done: list[tuple[float, float]] = []
+    shares = np.random.default_rng(0)
 
     def begin(batch):
-        time.sleep(1e-3 * options.network)
+        time.sleep(1e-3 * options.network * shares.lognormal(0.0, options.jitter))
         return batch[0].stamp
 
     def finish(stamp):
@@ -81,9 +84,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--network', type=float, default=40.0, help='ms')
     parser.add_argument('--readout', type=float, default=12.0, help='ms, with the messages')
+    parser.add_argument('--jitter', type=float, default=0.0,
+                        help='of the network: sigma of the logarithm of its time')
+    parser.add_argument('--old', type=float, default=slot._OLD,
+                        help='share of a period after which a fresh frame is waited for')
     parser.add_argument('--rates', type=float, nargs='+', default=[5, 10, 15, 22, 30, 60, 100])
     parser.add_argument('--seconds', type=float, default=20.0)
     options = parser.parse_args()
+    slot._OLD = options.old
     cases = [(rate, name) for rate in options.rates for name in WAYS]
     with ThreadPoolExecutor(len(cases)) as pool:
         found = dict(zip(cases, pool.map(
