@@ -552,6 +552,12 @@ def _convert(options: argparse.Namespace) -> None:
         if not options.name:
             raise ConfigError('--format timm needs --name, the backbone')
         written = convert.convert_timm(options.name, options.checkpoint, options.out)
+    elif options.format == 'bundle':
+        from owseg_training.convert.bundle import convert_bundle
+
+        if not options.config:
+            raise ConfigError('--format bundle needs --config, the recipe of its network')
+        written = convert_bundle(options.checkpoint, options.config, options.out)
     elif options.format == 'hugging-face':
         written = convert.convert_hugging_face(options.checkpoint, options.out,
                                                size=options.size, classes=classes)
@@ -686,11 +692,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = stages.add_parser('convert', help='take over a checkpoint from outside')
     convert.add_argument('checkpoint', type=Path,
-                         help='detectron2 or timm: file of weights; hugging-face: folder')
-    convert.add_argument('--format', choices=('detectron2', 'hugging-face', 'timm'),
+                         help='detectron2 or timm: file of weights; hugging-face, bundle: folder')
+    convert.add_argument('--format', choices=('detectron2', 'hugging-face', 'timm', 'bundle'),
                          default='detectron2')
     convert.add_argument('--config', type=Path,
-                         help='detectron2 YAML (default: config.yaml beside the checkpoint)')
+                         help='detectron2: its YAML (default: config.yaml beside the checkpoint); '
+                              'bundle: recipe that its network was trained with')
     convert.add_argument('--name', help='timm: backbone (resnet50, convnext_tiny, swin_b, ...)')
     convert.add_argument('--out', type=Path, required=True,
                          help='folder of the run (timm: of the weights)')

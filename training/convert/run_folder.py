@@ -65,12 +65,14 @@ def _color(index: int) -> tuple[int, int, int]:
 
 
 def save_network(network: MaskClassifier, folder: str | Path, *, name: str,
-                 size: tuple[int, int], classes: Sequence[str] | None = None) -> None:
+                 size: tuple[int, int], classes: Sequence[str] | None = None,
+                 colours: Sequence[Sequence[int]] | None = None) -> None:
     """
     Write a run folder: config.yaml, model.safetensors, classes.json.
 
     closed_set.load_network, `owseg-train export` and a recipe that starts from it read it.
-    size: (width, height) that the network is to run at; classes: names in the order of the ids.
+    size: (width, height) that the network is to run at; classes: names in the order of the ids;
+    colours: (r, g, b) of each, by default those of Cityscapes or such that differ.
     Raises ConvertError when there are not as many names as classes or the size is no multiple
     of 32.
     """
@@ -87,7 +89,8 @@ def save_network(network: MaskClassifier, folder: str | Path, *, name: str,
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.yaml').write_text(yaml.safe_dump(config.to_dict()))
     (folder / 'classes.json').write_text(json.dumps({'classes': [
-        {'id': i, 'name': label, 'colour': CITYSCAPES.get(label, _color(i))}
+        {'id': i, 'name': label,
+         'colour': colours[i] if colours else CITYSCAPES.get(label, _color(i))}
         for i, label in enumerate(classes)]}, indent=1))
     save_file({key: value.contiguous() for key, value in network.state_dict().items()},
               str(folder / 'model.safetensors'))
