@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from owseg_ros.errors import OwsegError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 import torch
 
@@ -74,9 +73,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
         else:
             raise WeightsError(
                 f'{path}: not a file of weights; .safetensors, .pth, .pt, .bin and .pkl are read')
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f'{path} cannot be read without running code from it: {error}; '
-                           'save the state dict alone') from error
+    except WeightsError:
+        raise
+    except Exception as error:  # Damaged pickles fail in any way.
+        raise WeightsError(f'{path} is damaged, or cannot be read without running code from it: '
+                           f'{error!r}; fetch it again, or save the state dict alone') from error
     if not isinstance(content, Mapping):
         raise WeightsError(f'{path} holds a {type(content).__name__}, not a state dict')
     return dict(content)

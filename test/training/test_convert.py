@@ -15,6 +15,7 @@
 import json
 import math
 import pickle
+import re
 
 import numpy as np
 from owseg_ros.readout import reference
@@ -140,6 +141,69 @@ def test_hugging_face_errors(model, tmp_path):
         (tmp_path / 'config.json').write_text(json.dumps({**config, **change}))
         with pytest.raises(ConvertError, match=message):
             from_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('config.json', {'backbone_config': {'layer_norm_eps': 1e-3}}, 'layer_norm_eps is 0.001'),
+    ('config.json', {'id2label': dict(zip('abcde', 'abcde'))}, 'ids 0 to 4, not a, b'),
+    ('config.json', {'id2label': {str(i): 'car' for i in range(5)}}, "first 'car'"),
+    ('preprocessor_config.json', '{', 'preprocessor_config.json is no JSON'),
+    ('preprocessor_config.json', {'image_mean': 0.5}, 'image_mean|mean 0.5 is not three'),
+    ('preprocessor_config.json', {'image_std': [0.5, 0.5, 0.5]}, 'std .127.5.* is not'),
+    ('preprocessor_config.json', {'do_normalize': False}, 'do_normalize is False'),
+    ('model.safetensors.index.json', '{', 'index.json is no JSON'),
+    ('model.safetensors.index.json', {'weight_map': {}}, 'has no weight_map')])
+def test_hugging_face_folders_that_mislead(model, tmp_path, capsys, name, content, message):
+    model.save_pretrained(tmp_path / 'saved')
+    path = tmp_path / 'saved' / name
+    if name == 'config.json':
+        content = {**json.loads(path.read_text()), **{
+            key: {**model.config.to_dict()[key], **value} if key == 'backbone_config' else value
+            for key, value in content.items()}}
+    if 'index' in name:
+        (tmp_path / 'saved' / 'model.safetensors').unlink()
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    capsys.readouterr()
+    assert main(['convert', str(tmp_path / 'saved'), '--format', 'hugging-face', '--size', '64x64',
+                 '--out', str(tmp_path / 'run')]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count('\n') == 1
+
+
+def test_normalisation_in_values_of_pixels_is_taken(model, tmp_path):
+    model.save_pretrained(tmp_path / 'saved')
+    (tmp_path / 'saved' / 'preprocessor_config.json').write_text(json.dumps(
+        {'image_mean': [123.675, 116.28, 103.53], 'rescale_factor': 1.0, 'do_normalize': True,
+         'image_std': [58.395, 57.12, 57.375]}))
+    assert main(['convert', str(tmp_path / 'saved'), '--format', 'hugging-face', '--size', '64x64',
+                 '--out', str(tmp_path / 'run')]) == 0
+
+
+def test_weights_that_are_not_finite_are_named(model):
+    state, config = detectron2_state(model), detectron2_config(model)
+    key = 'sem_seg_head.predictor.class_embed.bias'
+    state[key] = state[key].clone()
+    state[key][0] = math.nan
+    with pytest.raises(ConvertError, match=rf'not finite\nkeys \(1\):\n  {key}$'):
+        from_detectron2(state, config)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.bin', '.pkl', '.safetensors'])
+def test_damaged_files_are_one_error(tmp_path, suffix):
+    path, generator = tmp_path / f'weights{suffix}', np.random.default_rng(0)
+    state = {'a.weight': torch.ones(3, 4), 'b': torch.zeros(2)}
+    if suffix == '.safetensors':
+        save_file(state, str(path))
+    elif suffix == '.pkl':
+        path.write_bytes(pickle.dumps({key: value.numpy() for key, value in state.items()}, 2))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=suffix == '.pth')
+    whole = path.read_bytes()
+    for length in generator.integers(len(whole), size=60):
+        for damaged in (whole[:length], generator.bytes(length)):
+            path.write_bytes(damaged)
+            with pytest.raises(WeightsError, match=f'weights{suffix} is damaged'):
+                read_file(path)
 
 
 def test_detectron2_wrappings_and_old_keys(model):

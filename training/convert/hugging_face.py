@@ -149,7 +149,10 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
         index = folder / f'{name}.index.json'
         if index.is_file():
             state: dict[str, torch.Tensor] = {}
-            for shard in sorted(set(json.loads(index.read_text())['weight_map'].values())):
+            shards = _settings(index).get('weight_map', {}).values()
+            if not shards:
+                raise ConvertError(f'{index} has no weight_map, which names the files')
+            for shard in sorted(set(map(str, shards))):
                 if Path(shard).name != shard:
                     raise ConvertError(f'{index}: {shard!r} is no file beside it')
                 state.update(read_weights(folder / shard))
@@ -157,15 +160,26 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
     raise FileNotFoundError(f'{folder} holds neither model.safetensors nor pytorch_model.bin')
 
 
+def _settings(path: Path) -> Settings:
+    try:
+        values = json.loads(path.read_text('utf-8'))
+    except ValueError as error:
+        raise ConvertError(f'{path} is no JSON: {error}') from error
+    return Settings(values, str(path))
+
+
+def read_processor(folder: str | Path) -> Settings | None:
+    """Read preprocessor_config.json, None where there is none; raises ConvertError."""
+    path = Path(folder) / 'preprocessor_config.json'
+    return _settings(path) if path.is_file() else None
+
+
 def read_settings(folder: str | Path) -> Settings:
     """Read config.json; raises FileNotFoundError, and ConvertError when it is no mapping."""
     path = Path(folder) / 'config.json'
     if not path.is_file():
         raise FileNotFoundError(f'no {path}; give the folder of a saved Mask2Former')
-    try:
-        return Settings(json.loads(path.read_text('utf-8')), str(path))
-    except json.JSONDecodeError as error:
-        raise ConvertError(f'{path} is no JSON: {error}') from error
+    return _settings(path)
 
 
 def _kind(settings: Settings, state: dict[str, torch.Tensor]) -> str:
@@ -183,6 +197,7 @@ def _kind(settings: Settings, state: dict[str, torch.Tensor]) -> str:
 def _swin(shapes: Shapes) -> dict[str, Any]:
     settings = shapes.settings
     settings.require(backbone_config__patch_size=4, backbone_config__hidden_act='gelu',
+                     backbone_config__layer_norm_eps=1e-5,
                      backbone_config__use_absolute_embeddings=False)
     # Without a backbone_config transformers means Swin-S.
     rate = 0.1 if settings.has('backbone_config') else 0.3

@@ -15,16 +15,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 import dataclasses
 import json
+import numbers
 from pathlib import Path
 import re
 from typing import Any
 
 from owseg_training.config import Config
 from owseg_training.convert.detectron2 import from_detectron2, read_detectron2_config
-from owseg_training.convert.hugging_face import from_hugging_face, read_settings
+from owseg_training.convert.hugging_face import (
+    from_hugging_face, read_processor, read_settings)
 from owseg_training.convert.settings import ConvertError, Settings
 from owseg_training.network import MaskClassifier
 from owseg_training.network.backbone import build_backbone
@@ -74,10 +77,14 @@ def save_network(network: MaskClassifier, folder: str | Path, *, name: str,
     size: (width, height) that the network is to run at; classes: names in the order of the ids;
     colours: (r, g, b) of each, by default those of Cityscapes or such that differ.
     Raises ConvertError when there are not as many names as classes or the size is no multiple
-    of 32.
+    of 32, or two names are alike.
     """
     if classes is not None and len(classes) != network.num_classes:
         raise ConvertError(f'{len(classes)} class names for {network.num_classes} classes')
+    twice = [label for label, count in Counter(classes or ()).items() if count > 1]
+    if twice:
+        raise ConvertError(f'{len(twice)} class names are there twice, first {twice[0]!r}; name '
+                           'the classes apart (--classes)')
     if any(side <= 0 or side % 32 for side in size):
         raise ConvertError(f'width and height must be multiples of 32, not {size[0]}x{size[1]}')
     if classes is None:
@@ -96,11 +103,21 @@ def save_network(network: MaskClassifier, folder: str | Path, *, name: str,
               str(folder / 'model.safetensors'))
 
 
-def _require_normalisation(mean: Any, std: Any, where: str) -> None:
-    """Raise ConvertError unless the pictures are normalised as everywhere in this package."""
+def _require_normalisation(mean: Any, std: Any, where: str, scale: float = 1.0) -> None:
+    """
+    Raise ConvertError unless the pictures are normalised as everywhere in this package.
+
+    scale: what brings mean and std to values of pixels, 0 to 255.
+    """
     for key, value, usual in (('mean', mean, MEAN), ('std', std, STD)):
-        if value is not None and any(abs(a - b) > 0.01 for a, b in zip(value, usual)):
-            raise ConvertError(f'{where}: input {key} {list(value)} is not {list(usual)}')
+        if value is None:
+            continue
+        if (not isinstance(value, Sequence) or len(value) != 3
+                or not all(isinstance(each, numbers.Real) for each in value)):
+            raise ConvertError(f'{where}: input {key} {value!r} is not three numbers')
+        value = [each * scale for each in value]
+        if any(abs(a - b) > 0.01 for a, b in zip(value, usual)):
+            raise ConvertError(f'{where}: input {key} {value} is not {list(usual)}')
 
 
 def convert_detectron2(checkpoint: str | Path, config: str | Path, out: str | Path, *,
@@ -136,15 +153,18 @@ def convert_hugging_face(folder: str | Path, out: str | Path, *, size: tuple[int
     """
     folder = Path(folder)
     network = from_hugging_face(folder)
-    processor = folder / 'preprocessor_config.json'
-    if processor.is_file():
-        values = json.loads(processor.read_text())
-        scaled = [[255 * v for v in values[key]] if key in values else None
-                  for key in ('image_mean', 'image_std')]
-        _require_normalisation(*scaled, str(processor))
-    labels = read_settings(folder).get('id2label', {})
+    processor = read_processor(folder)
+    if processor is not None:
+        processor.require(do_rescale=True, do_normalize=True)
+        _require_normalisation(*(processor.get(key, None) for key in ('image_mean', 'image_std')),
+                               processor.where, 1 / processor.get('rescale_factor', 1 / 255))
+    settings = read_settings(folder)
+    labels = settings.get('id2label', {})
     if classes is None and labels:
-        classes = [labels[key] for key in sorted(labels, key=int)]
+        if sorted(labels) != sorted(map(str, range(len(labels)))):
+            raise ConvertError(f'{settings.where} id2label must name the ids 0 to '
+                               f'{len(labels) - 1}, not {", ".join(map(str, labels))}')
+        classes = [str(labels[str(index)]) for index in range(len(labels))]
     save_network(network, out, name=re.sub(r'\W+', '_', folder.resolve().name), size=size,
                  classes=classes)
     return Path(out)

@@ -167,7 +167,8 @@ def fill(network: nn.Module, state: dict[str, torch.Tensor], sources: Sources,
     """
     Load the network from a foreign state dict.
 
-    Raises ConvertError that lists missing and left-over keys and other shapes.
+    Raises ConvertError that lists missing and left-over keys and other shapes, or else the keys
+    of values that are not finite.
     """
     own = {key: value for key, value in network.state_dict().items()
            if not key.endswith('num_batches_tracked')}
@@ -190,10 +191,13 @@ def fill(network: nn.Module, state: dict[str, torch.Tensor], sources: Sources,
             continue
         filled[key] = whole
     unknown = [key for key in state if key not in used]
+    damaged = [key for key, value in state.items() if not value.isfinite().all()]
     if missing or unknown or wrong:
         raise ConvertError(f'{what} does not fit its configuration'
                            + _list('missing keys', missing) + _list('unknown keys', unknown)
                            + _list('other shapes', wrong))
+    if damaged:
+        raise ConvertError(f'{what} has weights that are not finite' + _list('keys', damaged))
     network.load_state_dict(filled, strict=False)
 
 
