@@ -18,10 +18,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import json
+import math
 from pathlib import Path
 import sys
 
-from owseg_ros.errors import OwsegError
+from owseg_ros.errors import describe, OwsegError
 from owseg_training.analysis.commands import add_analyse
 from owseg_training.config import Config, ConfigError, load_config
 from owseg_training.data.datasets import DataError
@@ -341,9 +342,10 @@ def _evaluate(options: argparse.Namespace) -> None:
                                providers=options.providers.split(','), threads=options.threads,
                                score=options.score,
                                objects=options.objects and options.objects == 'on')
-    if options.save_scores == 'png' and options.score not in (None, 'rba'):
+    score = predictor.description.get('anomaly_score', 'rba')
+    if options.save_scores == 'png' and score != 'rba':
         raise ConfigError('a 16-bit PNG holds the range of rba; use --save-scores npy for '
-                          f'{options.score}')
+                          f'{score}')
     report = evaluate(predictor, data_sets, Options(
         out=options.out, save_scores=options.save_scores, worst=options.worst,
         regions=not options.no_regions, threshold=options.threshold, track=options.track,
@@ -401,7 +403,7 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
                           help='write pictures of the N worst frames of each set to --out')
     evaluate.add_argument('--track', choices=('anomaly', 'obstacle'),
                           help="minimum component sizes (default: the data set's track)")
-    evaluate.add_argument('--threshold', type=float,
+    evaluate.add_argument('--threshold', type=_finite,
                           help="operating point of the anomaly score (default: the bundle's)")
     evaluate.add_argument('--score', help="anomaly score (default: the bundle's)")
     evaluate.add_argument('--objects', choices=('on', 'off'),
@@ -411,7 +413,8 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
     evaluate.add_argument('--label-set', help='classes of a run that does not name them')
     evaluate.add_argument('--no-regions', action='store_true',
                           help='leave out Grounding mIoU and mask recall')
-    evaluate.add_argument('--limit', type=int, help='only the first frames of each set')
+    evaluate.add_argument('--limit', type=_positive, metavar='N',
+                          help='only the first frames of each set')
     evaluate.add_argument('--providers', default='cpu', help='of ONNX Runtime: cuda,cpu')
     evaluate.add_argument('--threads', type=int, default=0, help='0: one a core')
     evaluate.set_defaults(run_command=_evaluate)
@@ -436,6 +439,20 @@ def _add_evaluate_language(stages: argparse._SubParsersAction) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(','))
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f'{text!r} is not finite')
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1')
+    return value
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -535,12 +552,14 @@ def _add_text_encoder(stages: argparse._SubParsersAction) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, height = (int(side) for side in text.lower().split('x'))
-    return width, height
+    width, _, height = text.lower().partition('x')
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a size such as 1024x512')
+    return int(width), int(height)
 
 
 def _batch(text: str) -> int | None:
-    return None if text == 'dynamic' else int(text)
+    return None if text == 'dynamic' else _positive(text)
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -713,8 +732,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run_command(options)
-    except (OwsegError, ConfigError, DataError, FileNotFoundError) as error:
+    except (OwsegError, ConfigError, DataError) as error:
         print(f'owseg-train: {error}', file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f'owseg-train: {describe(error)}', file=sys.stderr)
         return 2
     return 0
 

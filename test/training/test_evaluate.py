@@ -25,7 +25,7 @@ from owseg_training.evaluate.evaluation import comparison, evaluate, evaluate_cl
 from owseg_training.evaluate.predictors import BundlePredictor, FramePrediction, open_predictor
 from owseg_training.evaluate.tables import markdown
 import pytest
-from support.tiny_bundle import CLASS_COLORS, CLASS_NAMES, make_tiny_bundle
+from support.tiny_bundle import CLASS_COLORS, CLASS_NAMES, edit_manifest, make_tiny_bundle
 
 WIDTH, HEIGHT = 96, 64
 PAINT = np.array([*CLASS_COLORS, (128, 128, 128)], np.uint8)
@@ -200,11 +200,58 @@ def test_what_cannot_be_done_is_said(data, bundle, tmp_path, capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args(['evaluate', str(bundle), '--root', 'x'])
     assert 'belongs to the --data-set before it' in capsys.readouterr().err
+    for option, wrong in (('--limit', '0'), ('--limit', '-1'), ('--threshold', 'nan')):
+        with pytest.raises(SystemExit):
+            build_parser().parse_args(['evaluate', str(bundle), option, wrong])
+        assert f'argument {option}: ' in capsys.readouterr().err
+    file = tmp_path / 'file'
+    file.touch()
+    code, _, error = run(capsys, bundle, '--data', data, '--data-set', 'camvid:val',
+                         '--out', file)
+    assert code == 2 and f'owseg-train: {file}: File exists' in error
     root = write_data(tmp_path / 'blank')
     for mask in (root / 'road_anomaly' / 'masks').iterdir():
         write(mask, np.zeros((HEIGHT, WIDTH), np.uint8))
     code, _, error = run(capsys, bundle, '--data-set', 'road_anomaly', '--root', root)
     assert code == 2 and '0 anomalous' in error
+
+
+def test_labels_of_another_shape_are_refused(tmp_path, bundle, capsys):
+    ids, image = scene(0, 2)
+    write(tmp_path / 'images' / 'a.png', image)
+    for label, fits in ((ids[::2, ::2], True), (ids.T, False), (ids[:, :48], False)):
+        write(tmp_path / 'labels' / 'a.png', label)
+        code, _, error = run(capsys, bundle, '--data-set', 'folder', '--root', tmp_path)
+        assert (code == 0) == fits
+        assert fits or f'is {WIDTH}x{HEIGHT}, but its label' in error
+
+
+def test_ids_of_no_class_are_named(tmp_path, bundle, capsys):
+    ids, image = scene(0, 2)
+    write(tmp_path / 'images' / 'a.png', image)
+    for void, named in ((255, False), (254, False), (33, True)):
+        ids[:8] = void
+        write(tmp_path / 'labels' / 'a.png', ids)
+        code, table, _ = run(capsys, bundle, '--data-set', 'folder', '--root', tmp_path)
+        assert code == 0 and ('no class and count as void: 33.' in table) == named
+    (tmp_path / 'map.yaml').write_text('left: left')
+    code, _, error = run(capsys, bundle, '--data-set', 'folder', '--root', tmp_path,
+                         '--class-map', tmp_path / 'map.yaml')
+    assert code == 2 and 'add classes.json' in error
+
+
+def test_scores_that_are_not_finite_name_their_frame(data):
+    class Broken(ColorPredictor):
+        threshold = None
+
+        def __call__(self, image, maps):
+            score = np.zeros(image.shape[:2], np.float32)
+            score[3, 5] = np.nan
+            return FramePrediction(None, score, None, None, None)
+
+    data_set = open_data_set('road_anomaly', None, data)
+    with pytest.raises(DataError, match=f'{data_set.items[0].image.name}: .*not finite'):
+        evaluate(Broken(), [data_set], Options())
 
 
 class ColorPredictor:
@@ -329,7 +376,7 @@ def test_checkpoint_gives_the_scores_of_the_reference_readout(tmp_path, data):
     assert 0 <= report['road_anomaly']['AP'] <= 1 and 0 <= report['camvid_val']['mIoU'] <= 1
 
 
-def test_bundles_are_read_with_another_score(bundle, data, capsys):
+def test_bundles_are_read_with_another_score(bundle, data, tmp_path, capsys):
     command = ['evaluate', str(bundle), '--data', str(data), '--data-set', 'road_anomaly',
                '--no-regions', '--json']
     assert main(command) == 0
@@ -344,3 +391,7 @@ def test_bundles_are_read_with_another_score(bundle, data, capsys):
     assert other['road_anomaly']['threshold'] < 0 < plain['road_anomaly']['threshold']
     assert main([*command, '--score', 'energy', '--save-scores', 'png', '--out', 'x']) == 2
     assert 'npy' in capsys.readouterr().err
+    own = make_tiny_bundle(tmp_path / 'own').path
+    edit_manifest(own, lambda manifest: manifest['anomaly'].update(score='energy'))
+    assert main(['evaluate', str(own), '--save-scores', 'png', '--out', 'x', *command[2:]]) == 2
+    assert 'npy for energy' in capsys.readouterr().err

@@ -281,8 +281,18 @@ class DataSet:
         return label if self._map is None else self._map(label)
 
     def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
-        """Read (RGB uint8 [H, W, 3], label uint8 [H, W]); raises DataError."""
-        return read_image(item.image), self.read_label(item)
+        """
+        Read (RGB uint8 [H, W, 3], label uint8 [h, w]).
+
+        Raises DataError, also where one is no scaled version of the other, as when only the
+        picture is turned by its EXIF orientation.
+        """
+        image, label = read_image(item.image), self.read_label(item)
+        (height, width), (rows, columns) = image.shape[:2], label.shape
+        if abs(width * rows - height * columns) > max(width, height):
+            raise DataError(f'{item.image} is {width}x{height}, but its label {item.label} '
+                            f'{columns}x{rows}, of another shape')
+        return image, label
 
     def numbered(self, number: int) -> DataSet:
         """Return this set with a key of its own beside others of its name; 1: the name alone."""

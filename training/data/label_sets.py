@@ -116,9 +116,12 @@ def load_class_map(path: str | Path, source: Sequence[str],
     try:
         names = yaml.safe_load(Path(path).read_text('utf-8'))
     except yaml.YAMLError as error:
-        raise ClassMapError(f'{path} is no YAML: {error}') from error
+        raise ClassMapError(f'{path} is no YAML: {" ".join(str(error).split())}') from error
     if not isinstance(names, dict):
         raise ClassMapError(f'{path} must be a mapping of class names')
+    if not source:
+        raise ClassMapError(f'{path} maps classes, but the data set does not name its own; add '
+                            'classes.json to its folder')
     return map_by_names(source, target, names)
 
 

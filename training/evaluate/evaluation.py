@@ -170,15 +170,18 @@ def evaluate_classes(predictor: Predictor, data_set: DataSet, options: Options,
 
     Returns mIoU, pixel_accuracy, IoU (name -> float), frames, label_set, and, with regions,
     grounding_mIoU (only classes present in a frame compete) and mask_recall (share of the
-    segments, one a class and frame, that some mask of the network has at IoU 0.5).
+    segments, one a class and frame, that some mask of the network has at IoU 0.5); and
+    ids_as_void, ids below 254 in the labels that are no class, where there are any.
     """
     data_set, prediction_map, names = comparison(
         data_set, predictor.class_names, options.class_map)
     count = len(names)
     matrix, grounding, recall = ConfusionMatrix(count), ConfusionMatrix(count), MaskRecall(count)
     worst, items = _Worst(options.worst), _items(data_set, options)
+    strange: set[int] = set()
     for index, item in enumerate(_bar(items, data_set, 'classes')):
         image, label = data_set.read(item)
+        strange.update(np.unique(label[(label >= count) & (label < 254)]).tolist())
         prediction = predictor(image, SEMANTIC)
         ids = _at_size(prediction.semantic, label, cv2.INTER_NEAREST)
         ids = ids if prediction_map is None else prediction_map(ids)
@@ -193,6 +196,8 @@ def evaluate_classes(predictor: Predictor, data_set: DataSet, options: Options,
     figures = {'mIoU': matrix.mean_iou(), 'pixel_accuracy': matrix.pixel_accuracy(),
                'IoU': dict(zip(names, (float(v) for v in matrix.iou()))), 'frames': len(items),
                'label_set': label_set_of(names)}
+    if strange:
+        figures['ids_as_void'] = sorted(strange)
     if options.regions:
         figures |= {'grounding_mIoU': grounding.mean_iou(), 'mask_recall': recall.recall()}
     if worst.count:
@@ -279,6 +284,9 @@ def evaluate_anomalies(predictor: Predictor, data_set: DataSet, options: Options
         for item in _bar(items, data_set, 'scores'):
             image, label = data_set.read(item)
             score = _at_size(predictor(image, SCORE).anomaly_score, label, cv2.INTER_LINEAR)
+            if not np.isfinite(score).all():
+                raise DataError(f'{item.image}: the anomaly score is not finite everywhere; the '
+                                'model overflows, or its weights are damaged')
             curve.add(score, label)
             scores.append(score)
             if saver is not None:

@@ -57,6 +57,9 @@ def markdown(report: dict[str, Any]) -> str:
             parts.append(markdown_table(
                 [f'{key}: class', 'IoU'],
                 [[name, _percent(iou)] for name, iou in value['IoU'].items()]))
+            if 'ids_as_void' in value:
+                parts.append(f'{key}: the labels hold ids that are no class and count as void: '
+                             f'{", ".join(map(str, value["ids_as_void"]))}.\n')
     if odd:
         parts.append('## Anomalies (%)\n')
         parts.append(markdown_table(
