@@ -36,8 +36,8 @@ import torch
 from torch import nn
 import yaml
 
-# Not in the file: what only training uses, and what the folding of batch norms leaves of them.
-TRAINING_ONLY = ('pixel_classifier.', 'metric_head.classifier.')
+# Not in the file: what only training uses.
+TRAINING_ONLY = ('pixel_classifier.', 'metric_head.classifier.', 'region_head.log_scale')
 
 
 def network_config():
@@ -102,6 +102,8 @@ def test_the_run_that_comes_back_is_that_of_the_export(place, tmp_path, capsys):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6, msg=name)
         compared += 1
     assert compared > 50
+    assert found.region_head.scale.item() == pytest.approx(
+        1 / load_bundle(place / 'bundle').language.temperature)
     image = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
         one, other = expected(image), found(image)

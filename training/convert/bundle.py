@@ -94,7 +94,8 @@ def from_bundle(bundle: Bundle, config: NetworkConfig) -> MaskClassifier:
         nn.init.constant_(network.region_head.log_scale, -math.log(bundle.language.temperature))
     if bundle.novelty is not None:
         network.metric_head = head
-        recover_parameters(head, bundle.novelty.metric_head, lambda path: export_metric_head(head, path, OPSET))
+        recover_parameters(head, bundle.novelty.metric_head,
+                           lambda path: export_metric_head(head, path, OPSET))
         means = np.random.default_rng(0).normal(
             0, 3, (7, head.layers[0].in_features)).astype(np.float32)
         _check('metric head', head_parity(head, bundle.novelty.metric_head, means))
