@@ -27,10 +27,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import jsonschema
 import numpy as np
-from owseg_ros import bundle as bundle_module
+import owseg_ros
 from owseg_ros.bundle import (
     Bundle, BundleError, ClassInfo, default_bundle_path, EnsembleInfo, load_bundle, MANIFEST,
     SameMeaning, sha256_of, write_bundle)
+from owseg_ros.bundle import installed
 from owseg_ros.errors import OwsegError
 import pytest
 from support.counting_encoder import CountingEncoder
@@ -181,7 +182,7 @@ def test_254_classes_fit_and_255_do_not(folder):
 
 
 def test_schema_is_valid_and_documents_every_key():
-    path = Path(bundle_module.__file__).parent / 'schemas' / 'bundle.schema.json'
+    path = Path(owseg_ros.__file__).parent / 'schemas' / 'bundle.schema.json'
     schema = json.loads(path.read_text('utf-8'))
     jsonschema.Draft7Validator.check_schema(schema)
     undocumented = []
@@ -802,7 +803,8 @@ def test_default_bundle_places_and_their_order(pristine, tmp_path, monkeypatch):
     (index / 'owseg_ros').touch()
     monkeypatch.setenv('AMENT_PREFIX_PATH', str(ament))
     monkeypatch.setattr(sys, 'prefix', str(environment))
-    monkeypatch.setattr(bundle_module, '__file__', str(checkout / 'owseg_ros' / 'bundle.py'))
+    monkeypatch.setattr(
+        installed, '__file__', str(checkout / 'owseg_ros' / 'bundle' / 'installed.py'))
     with pytest.raises(BundleError) as caught:
         default_bundle_path()
     for place in (ament, environment, checkout, 'OWSEG_MODEL'):
