@@ -275,6 +275,14 @@ def _export(options: argparse.Namespace) -> None:
           f'({bundle.anomaly.operating_point})')
 
 
+def _torch_program(options: argparse.Namespace) -> None:
+    from owseg_training.bundle_program import add_program
+
+    bundle = add_program(options.bundle, options.config, options.out, options.data)
+    print(f'wrote {bundle.path}: {bundle.program.name} differs from {bundle.network.name} by '
+          f'{max(bundle.figures["program_parity"].values()):.1e}')
+
+
 def _calibrate(options: argparse.Namespace) -> None:
     from owseg_training.calibrate import calibrate_bundle
     from owseg_training.data.datasets import open_data_set
@@ -702,6 +710,15 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument('--before', type=Path,
                         help='bundle before outlier supervision, for the model card')
     export.set_defaults(run_command=_export)
+
+    program = stages.add_parser('torch-program', help='give a bundle whose run is gone a program '
+                                                      'for the engine torch')
+    program.add_argument('bundle', type=Path, help='its folder')
+    program.add_argument('--config', required=True,
+                         help='recipe that its network was first trained with, name or path')
+    program.add_argument('--out', type=Path, required=True, help='folder of the new bundle')
+    program.add_argument('--data', help='folder of the data sets')
+    program.set_defaults(run_command=_torch_program)
 
     _add_text_encoder(stages)
     _add_calibrate(stages)

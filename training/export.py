@@ -152,7 +152,8 @@ def parity(network: MaskClassifier, path: str | Path, images: Sequence[torch.Ten
     return worst
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+def resized(image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """Return a picture uint8 [h, w, 3], normalised float32 [3, height, width]."""
     width, height = size
     return functional.interpolate(normalize(image)[None], size=(height, width),
                                   mode='bilinear', align_corners=False)[0]
@@ -320,7 +321,7 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
         onnx_path = Path(folder) / 'fp32.onnx'
         export_onnx(network, onnx_path, size, batch)
         pictures, source = there.frames(frames)
-        images = [_resized(image, size) for image in pictures]
+        images = [resized(image, size) for image in pictures]
         difference = parity(network, onnx_path, images, batch)
         if max(difference.values()) > TOLERANCE:
             raise ExportError(f'ONNX Runtime differs from torch by {difference}, more than '
@@ -341,7 +342,7 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
         if torch_program:
             files[PROGRAM] = Path(folder) / PROGRAM
             manifest['network']['program'] = PROGRAM
-            figures['program_parity'] = _export_program(
+            figures['program_parity'] = checked_program(
                 network, files[PROGRAM], onnx_path, size, images, batch)
         if precision != 'fp32':
             whole = Segmenter(write_bundle(Path(folder) / 'whole', manifest, files))
@@ -385,9 +386,13 @@ def export_bundle(run: str | Path, out: str | Path, *, data: str | None = None,
     return load_bundle(out)
 
 
-def _export_program(network: MaskClassifier, path: Path, onnx_path: Path, size: tuple[int, int],
+def checked_program(network: MaskClassifier, path: Path, onnx_path: Path, size: tuple[int, int],
                     images: Sequence[torch.Tensor], batch: int | None) -> dict[str, float]:
-    """Write the torch program; return how far from ONNX it is."""
+    """
+    Write the torch program of a network; return how far from its ONNX it is, by output.
+
+    As export_program and program_parity; raises ExportError beyond 1e-4.
+    """
     exported = ExportedNetwork(network)
     export_program(exported, exported.outputs, path, size, batch)
     difference = program_parity(path, onnx_path, images, batch)
@@ -456,7 +461,7 @@ def _quantise(precision: str, source: Path, target: Path, data: Data, size: tupl
         return 'float16 weights and activations; inputs and outputs float32'
     pictures, where = data.calibration_frames(count)
     convolutions = quantize.to_int8(
-        source, target, (_resized(image, size).numpy() for image in pictures), batch or 1,
+        source, target, (resized(image, size).numpy() for image in pictures), batch or 1,
         runtime)
     kind = ('the convolutions, all symmetric, for TensorRT' if runtime == 'tensorrt' else
             'all but the transformer decoder, activations asymmetric, for ONNX Runtime')

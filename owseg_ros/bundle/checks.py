@@ -24,6 +24,7 @@ from owseg_ros.bundle.problems import MANIFEST, refuse, short
 
 
 def check_semantics(folder: Path, manifest: dict[str, Any]) -> tuple[ClassInfo, ...]:
+    """Return the classes by id; raise BundleError where parts contradict each other."""
     classes = sorted((
         ClassInfo(int(entry['id']), entry['name'], tuple(int(c) for c in entry['color']))
         for entry in manifest['classes']), key=lambda info: info.id)

@@ -27,6 +27,7 @@ _HASH_BLOCK = 1 << 20
 
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise BundleError unless the listed files are there, inside, and as their checksums say."""
     paths = {name: _safe_path(folder, name) for name in manifest['files']}
     check_external_weights(folder, manifest['network']['file'], paths)
     if 'novelty' in manifest:

@@ -58,6 +58,7 @@ class _ManifestLoader(yaml.SafeLoader):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder, plain YAML; raise BundleError where it is none."""
     path = folder / MANIFEST
     try:
         if not path.exists():
@@ -123,6 +124,7 @@ def _dotted(keys: Any) -> str:
 
 
 def check_identity(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise BundleError unless it is the manifest of a bundle that this release reads."""
     if manifest.get('schema') != SCHEMA:
         refuse(folder, f"{MANIFEST}: schema is {short(manifest.get('schema'))}, expected "
                f'{SCHEMA!r}: this is no owseg_ros bundle; {EXPORT_HINT}')
@@ -143,6 +145,7 @@ def _validator() -> jsonschema.Draft7Validator:
 
 
 def check_schema(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise BundleError, with the first of the reasons, unless it follows the schema."""
     errors = sorted(_validator().iter_errors(manifest), key=lambda error: _dotted(error.path))
     if not errors:
         return

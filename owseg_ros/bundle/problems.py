@@ -31,19 +31,23 @@ class BundleError(OwsegError):
 
 
 def error_of(folder: Path | str, problem: str) -> BundleError:
+    """Return the error of a bundle, on one line."""
     text = f'Bundle {folder}: {problem}'
     return BundleError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 def refuse(folder: Path | str, problem: str) -> NoReturn:
+    """Raise the error of a bundle."""
     raise error_of(folder, problem)
 
 
 def did_you_mean(name: Any, known: Any) -> str:
+    """Return ' (did you mean ...?)' with the closest of the known names, or ''."""
     close = difflib.get_close_matches(str(name), [str(entry) for entry in known], n=1)
     return f' (did you mean {close[0]!r}?)' if close else ''
 
 
 def short(value: Any) -> str:
+    """Return what a value looks like, 80 characters at most."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + '...'

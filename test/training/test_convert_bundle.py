@@ -14,13 +14,19 @@
 """A bundle's network back as torch weights."""
 
 import dataclasses
+import shutil
+from unittest.mock import patch
 
 import numpy as np
 from owseg_ros.bundle import load_bundle, write_bundle
+from owseg_ros.engine import OnnxEngine, TorchEngine, TorchOptions
+from owseg_ros.engine.status import StateMachine
+from owseg_ros.frame import Frame
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_training.class_texts import TEXT_SPACE
 from owseg_training.cli import main
 from owseg_training.closed_set import load_network
+from owseg_training.convert import bundle as convert_bundle
 from owseg_training.convert import ConvertError, save_network
 from owseg_training.convert.bundle import from_bundle, recover_parameters
 from owseg_training.export import export_onnx, OPSET
@@ -80,6 +86,20 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True, scope='module')
+def one_twin(tmp_path_factory):
+    """Export the twin once: it takes long, and has the same file each time."""
+    kept = tmp_path_factory.mktemp('twin') / 'twin.onnx'
+
+    def export_once(network, path, size):
+        if not kept.exists():
+            export_onnx(network, kept, size)
+        shutil.copyfile(kept, path)
+
+    with patch.object(convert_bundle, 'export_onnx', export_once):
+        yield
+
+
 @pytest.mark.timeout(300)
 def test_the_run_that_comes_back_is_that_of_the_export(place, tmp_path, capsys):
     again = tmp_path / 'again'
@@ -120,6 +140,24 @@ def test_parameters_of_the_same_shapes_with_other_outputs_are_refused(place):
     config = dataclasses.replace(network_config(), heads=2)
     with pytest.raises(ConvertError, match='differ by'):
         from_bundle(load_bundle(place / 'bundle'), config)
+
+
+@pytest.mark.timeout(300)
+def test_a_bundle_is_given_a_torch_program_and_keeps_its_network(place, tmp_path, capsys):
+    out = tmp_path / 'bundle'
+    assert main(['torch-program', str(place / 'bundle'), '--config', str(place / 'recipe.yaml'),
+                 '--out', str(out), '--data', str(tmp_path)]) == 0
+    assert 'network.pt2 differs from network.onnx by' in capsys.readouterr().out
+    start, bundle = load_bundle(place / 'bundle'), load_bundle(out)
+    assert {name: bundle.files[name] for name in start.files} == start.files
+    assert bundle.language == start.language and bundle.figures['known_score']
+    image = np.random.default_rng(2).integers(0, 256, (64, 96, 3), np.uint8)
+    engines = (OnnxEngine(start, threads=1),
+               TorchEngine(bundle, TorchOptions(device='cpu'), StateMachine()))
+    expected, found = (engine.infer([Frame(image)]) for engine in engines)
+    for name in ('mask_logits', 'class_probabilities', 'region_embeddings'):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name),
+                                   rtol=1e-4, atol=1e-4)
 
 
 def test_another_shape_is_refused(place):
