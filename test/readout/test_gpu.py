@@ -237,6 +237,38 @@ def test_auto_answers_from_the_cpu_while_kernels_are_made(score):
         second.anomaly_score, first.anomaly_score, atol=2 * SCORE_TOLERANCES * TOLERANCE)
 
 
+def test_auto_answers_from_the_cpu_while_the_kernel_for_another_kind_of_frame_is_made():
+    """A frame of another size must not wait for a compiler."""
+    torch = pytest.importorskip('torch')
+    masks, probabilities = network(1, 6, 4, 8, 8, 6.0)
+    readout = ChosenReadout('auto', 1)
+    weights, thresholds = query_weights(3, len(masks), 2)
+    sizes, asked = ((32, 32), (30, 20), SETTINGS), {
+        'query_weights': weights, 'query_thresholds': thresholds}
+    kinds = [(sizes, {}), (((32, 32), (31, 20), SETTINGS), {}), (sizes, {'maps': {'semantic'}}),
+             (sizes, {'maps': ALL_MAPS | QUERY_MAPS, 'score_regions': lambda mask: (), **asked})]
+    made, calls = GpuReadout.__call__, []
+
+    def call(self, *arguments, **named):
+        calls.append(threading.current_thread().name)
+        return made(self, *arguments, **named)
+
+    with patch.object(choice, 'on_gpu', lambda array: True), \
+            patch.object(GpuReadout, '__call__', call):
+        for rest, named in kinds:
+            history = MaskHistory()
+            for thread in ('make kernels', 'MainThread', 'MainThread'):
+                maps = readout(torch.from_numpy(masks), probabilities, *rest, history=history,
+                               **named)
+                readout.wait(60)
+                assert calls.pop() == thread and not calls
+                assert maps.semantic.shape == rest[1]
+        for rest, named in kinds:
+            readout(torch.from_numpy(masks), probabilities, *rest, **named)
+            assert calls.pop() == 'MainThread' and not calls
+    assert readout.note == ''
+
+
 def test_kernels_that_cannot_be_made_leave_the_cpu_at_work(caplog):
     torch = pytest.importorskip('torch')
     masks, *rest = (*network(1, 6, 3, 8, 8, 6.0), (32, 32), (32, 32), SETTINGS)
