@@ -88,10 +88,11 @@ def test_memory_at_the_peak_counts_what_is_freed_again():
         large = np.ones(40 << 20, np.uint8)
         return large[:10 << 20].copy()
 
-    found = peak_memory(call)
-    if found is None:
+    found = [peak_memory(call) for _ in range(3)]
+    if None in found:
         pytest.skip('this system does not tell the memory of a process')
-    assert 45 < found < 70
+    # What threads of the tests before give back meanwhile is missing from one of them.
+    assert 45 < max(found) < 70
 
 
 @pytest.mark.parametrize('kind', ['crisp', 'dense'])
