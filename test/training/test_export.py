@@ -24,6 +24,7 @@ from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.segmenter import Segmenter
 from owseg_training.cli import main
 from owseg_training.closed_set import ClosedSetTraining, load_network
+from owseg_training.export import export_bundle, ExportError
 from owseg_training.grounding import GroundingTraining
 from owseg_training.outliers import OutlierTraining
 import pytest
@@ -160,10 +161,14 @@ def test_size_and_batch_can_be_fixed(converted, tmp_path, monkeypatch):
 def test_options_that_do_not_fit_are_one_line(converted, tmp_path, capsys):
     arguments = ['export', str(converted), '--out', str(tmp_path / 'b')]
     for more, message in ((['--size', '100x64'], 'multiples of 32'),
-                          (['--batch', '0'], '1 or more'),
                           (['--check-frames', '0'], 'one frame')):
         assert main([*arguments, *more]) == 2
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='2'):
+        main([*arguments, '--batch', '0'])
+    assert "--batch: '0' is not a number from 1" in capsys.readouterr().err
+    with pytest.raises(ExportError, match='1 or more, not 0'):
+        export_bundle(converted, tmp_path / 'b', batch=0)
     broken = tmp_path / 'run'
     shutil.copytree(converted, broken)
     names = json.loads((broken / 'classes.json').read_text())
