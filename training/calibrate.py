@@ -93,7 +93,9 @@ def class_statistics(segmenter: Segmenter, frames: Iterable[Frame]) -> ClassStat
     """
     classes = segmenter.bundle.num_classes
     settings, sums = segmenter.settings, np.zeros((3, classes))
-    segmenter.settings = readout_settings(segmenter.bundle, 'max_logit', threshold=0.0)
+    # Of L itself, also where the bundle groups its score into objects.
+    segmenter.settings = replace(
+        readout_settings(segmenter.bundle, 'max_logit', threshold=0.0), objects=None)
     for image, label in frames:
         result = segmenter(image, maps={'semantic', 'anomaly_score'})
         known = label < classes

@@ -11,6 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+from dataclasses import replace
+
 import cv2
 import numpy as np
 from owseg_ros.bundle import load_bundle
@@ -144,6 +146,15 @@ def test_statistics_are_those_of_the_pixels_that_a_class_wins(bundle, data):
         assert found.std[k] == pytest.approx(pixels.std(), rel=1e-3)
     with pytest.raises(ValueError, match='one known pixel'):
         class_statistics(Segmenter(bundle), [])
+
+
+def test_statistics_are_of_the_classes_scores_also_where_the_bundle_groups_its_score(
+        bundle, data):
+    val = open_data_set('camvid', 'val', data)
+    grouping = replace(bundle, anomaly=replace(bundle.anomaly, objects=True))
+    plain, found = (class_statistics(Segmenter(one), labelled_frames(val, val.items))
+                    for one in (bundle, grouping))
+    assert Segmenter(grouping).settings.objects is not None and found == plain
 
 
 def test_without_data_the_street_stands_in(bundle):
