@@ -77,7 +77,9 @@ def peak_memory(call: Callable[[], Any]) -> Optional[float]:
     """
     Return by how many MiB a call raises the memory of this process at most, its result included.
 
-    None where the system does not tell, that is, elsewhere than on Linux.
+    It is too small by what other threads have freed and the C library keeps for them, if the call
+    uses that; a process that has done nothing else before has none. None where the system does
+    not tell, that is, elsewhere than on Linux.
     """
     if not _CLEAR.exists():
         return None
