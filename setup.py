@@ -23,11 +23,11 @@ VERSION = re.search(
     r"^__version__ = '([^']+)'", Path(NAME, '__init__.py').read_text(), re.MULTILINE).group(1)
 
 CONSOLE_SCRIPTS = {
-    'camera': 'owseg_ros.nodes.camera:main',
-    'owseg': 'owseg_ros.cli:main',
-    'owseg-train': 'owseg_training.cli:main',
-    'perception': 'owseg_ros.nodes.perception:main',
-    'stack': 'owseg_ros.nodes.stack:main',
+    'camera': 'owseg_ros.entry:camera',
+    'owseg': 'owseg_ros.entry:owseg',
+    'owseg-train': 'owseg_training.entry:owseg_train',
+    'perception': 'owseg_ros.entry:perception',
+    'stack': 'owseg_ros.entry:stack',
 }
 
 EXECUTABLE = """\

@@ -610,9 +610,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'owseg: {describe(error) if isinstance(error, OSError) else error}',
               file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print('owseg: interrupted', file=sys.stderr)
-        return 130
 
 
 if __name__ == '__main__':

@@ -18,12 +18,15 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 from xml.etree import ElementTree
 
 import owseg_ros
+from owseg_ros.entry import owseg
 import pytest
 from support.tree import python_files, ROOT
 import yaml
@@ -152,6 +155,44 @@ def test_console_scripts_import(setup):
         if module.startswith('owseg_training'):
             pytest.importorskip('torch', reason='the extra `training` is not installed')
         assert callable(getattr(importlib.import_module(module), function)), name
+
+
+@pytest.mark.parametrize('name, code', [
+    ('owseg', 130), ('owseg-train', 130), ('camera', 0), ('perception', 0), ('stack', 0)])
+def test_ctrl_c_while_a_command_imports_ends_it_without_a_traceback(
+        setup, tmp_path, name, code):
+    """Some libraries take an interrupt for a failed import."""
+    (tmp_path / 'numpy.py').write_text(
+        'import time\nprint("importing", flush=True)\ntry:\n    time.sleep(60)\n'
+        'except BaseException as error:\n    raise ImportError("numpy") from error\n')
+    module, function = console_scripts(setup)[name].split(':')
+    process = subprocess.Popen(
+        [sys.executable, '-c',
+         f'import sys; from {module} import {function}; sys.exit({function}())'],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(
+            [str(tmp_path), str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # A test run in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        assert process.stdout.readline() == 'importing\n', process.stdout.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == code
+        assert process.stdout.read() == (f'{name}: interrupted\n' if code else '')
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+def test_ctrl_c_later_is_one_line_too(monkeypatch, capsys):
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr('owseg_ros.cli.main', interrupted)
+    assert owseg() == 130
+    assert capsys.readouterr().err == 'owseg: interrupted\n'
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_the_vehicle_imports_is_declared(setup, manifest):
