@@ -36,7 +36,6 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-_QUIET_SECONDS = 0.3
 _CALLS = 4
 
 
@@ -88,11 +87,6 @@ def exchange(message: dict[str, Any] | None, namespace: str = '', seconds: float
                           lambda: bool(statuses) and publisher.get_subscription_count() > 0):
             raise NoAnswerError(_nobody(node, seconds, talk))
         if message is None:
-            # Older answers come first.
-            count = -1
-            while count != len(statuses):
-                count = len(statuses)
-                spin_until(executor, _QUIET_SECONDS, lambda: len(statuses) > count)
             return statuses[-1]
         publisher.publish(String(data=json.dumps(message)))
         if not spin_until(executor, seconds, lambda: answer() is not None):

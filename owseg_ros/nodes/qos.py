@@ -25,11 +25,17 @@ RELIABILITIES = ('best_available', 'best_effort', 'reliable')
 
 
 STATUS_DEPTH = 8
-"""Answers to queries that may be on their way at once, to several who asked."""
+"""Answers that a reader of a status holds, where several who ask are answered at once."""
 
 
 def latched(depth: int = 1) -> QoSProfile:
-    """Return the profile of facts that a late subscriber still wants (labels)."""
+    """
+    Return the profile of facts that a late subscriber still wants (labels, statuses).
+
+    Publishers have depth 1: each message is the whole state, and with a deeper history a late
+    subscriber would read the oldest one first. Who must see each answer of a status reads with
+    a depth of its own; a reliable publisher writes to all who are there before it goes on.
+    """
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL)

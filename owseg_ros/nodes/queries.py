@@ -105,7 +105,7 @@ class QueryTopics:
         self._node = node
         self._setup: LanguageSetup | None = None
         self._queries = LiveQueries(open_encoder, self._answered, live, self._failed)
-        self._status = node.create_publisher(String, STATUS, qos.latched(qos.STATUS_DEPTH))
+        self._status = node.create_publisher(String, STATUS, qos.latched())
         self._publish(Answer(self._queries.state))
         self._queries.start()
         self._group = RestingGroup(node)

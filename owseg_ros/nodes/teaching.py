@@ -52,7 +52,7 @@ class TeachingTopics:
         self._node = node
         self._setup: TeachingSetup | None = None
         self._teaching = LiveTeaching(self._answered, live, self._failed)
-        self._status = node.create_publisher(String, STATUS, qos.latched(qos.STATUS_DEPTH))
+        self._status = node.create_publisher(String, STATUS, qos.latched())
         self._publish(TeachingAnswer(self._teaching.state))
         self._teaching.start()
         self._subscription = node.create_subscription(

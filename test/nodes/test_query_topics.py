@@ -33,7 +33,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from support.counting_encoder import CountingEncoder
 from support.dds import (
-    DOMAIN, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of, wait_until)
+    DOMAIN, ECHO, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of, wait_until)
 from support.tiny_bundle import make_tiny_bundle, paint
 from support.tiny_text_encoder import make_tiny_text_encoder
 
@@ -275,6 +275,18 @@ def test_a_flood_of_messages_ends_with_the_last(ros, asking):
         assert (mask[LEFT] == 0).all() and (mask[RIGHT] == NOTHING).all()
         wait_until(lambda: len(seen.pairs()) > first + 5)
     assert node.node._cameras[''].statistics.snapshot().bad_frames == 0
+
+
+def test_a_late_reader_of_the_status_hears_what_is_live_now(ros, asking):
+    node = asking().ready()
+    for words in ('green', 'blue', 'red'):
+        node.publish(words)
+        node.status(lambda status: status['active'] == [words])
+    late = ros.collect(String, 'query/status', ECHO)
+    assert json.loads(late.first().data)['active'] == ['red']
+    node.publish('')
+    late.first(lambda message: not json.loads(message.data)['active'])
+    assert len(late.messages) == 2
 
 
 def test_a_flood_is_taken_at_a_bounded_rate(ros, asking):

@@ -30,7 +30,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from support.dds import (
-    DOMAIN, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of, wait_until)
+    DOMAIN, ECHO, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of, wait_until)
 from support.tiny_bundle import color_embedding, make_tiny_bundle, paint
 
 pytestmark = pytest.mark.timeout(90)
@@ -456,6 +456,20 @@ def test_no_mask_has_an_id_before_its_name(teaching):
             node.teach(name='filler', pixel=[136, 56], threshold=1.0)
             node.teach(rename='filler', to=f'filler {index}')
             node.teach(name=f'filler {index}', threshold=1.0)
+
+
+def test_a_late_reader_of_the_status_hears_the_newest_and_an_early_one_each(ros, teaching):
+    node = teaching()
+    wait_until(lambda: node.answers.messages)
+    node.answers.messages.clear()
+    asked = [f'{number}' for number in range(20)]
+    for number in asked:
+        node.publish({'list': True, 'message_id': number})
+    node.status(lambda status: status['message_id'] == asked[-1])
+    wait_until(lambda: len(node.answers.messages) == len(asked))
+    assert [json.loads(message.data)['message_id'] for message in node.answers.messages] == asked
+    late = ros.collect(String, 'teach/status', ECHO)
+    assert json.loads(late.first().data)['message_id'] == asked[-1]
 
 
 def test_a_flood_of_messages_does_not_stall_frames(teaching):
