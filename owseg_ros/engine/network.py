@@ -185,7 +185,6 @@ class NetworkEngine(ABC):
             if shape != wanted:
                 self._refuse(f'{key} must be {list(wanted)} and is {list(shape)}')
         for key, array in found.items():
-            # These are more than all else together, and few of them are ever looked at.
             if key != 'pixel_features':
                 check_finite(key, array, self.bundle, self.description)
 
@@ -193,6 +192,10 @@ class NetworkEngine(ABC):
 def check_finite(key: str, array: Any, bundle: Bundle, ran_on: str) -> None:
     """
     Raise EngineError where values of an output of the network are not finite.
+
+    Engines call it on each output but pixel_features, which are more than all others together
+    and which no map of classes, anomalies or queries is made of: those that overflow are noticed
+    by who looks at them, to compare regions with taught classes or to hand them out.
 
     key: its name in the manifest; array: an array, or a tensor on a device; ran_on: the
     description of the engine.
