@@ -279,9 +279,8 @@ def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueri
     def received(frame: Any) -> None:
         newest[:] = [frame]
         if film.composer is None:
-            height, width = frame.arrays['image'].shape[:2]
             film.composer = FrameComposer(
-                480, max(2, round(480 * height / width)), bundle.palette(),
+                *panel_size(*frame.arrays['image'].shape[:2]), bundle.palette(),
                 _legend(bundle, teaching), list(queries.colors.items()) if queries else ())
             recording.first = frame.seconds
         recording.last = frame.seconds

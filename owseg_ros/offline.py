@@ -33,7 +33,7 @@ from owseg_ros.language.installed import default_text_encoder_path, open_text_en
 from owseg_ros.language.naming import UNKNOWN
 from owseg_ros.novelty import prepare, PreparedPrototypes, PrototypeBook
 from owseg_ros.operating_point import OperatingPointError
-from owseg_ros.pictures import FrameComposer, QueryPicture, VideoWriter
+from owseg_ros.pictures import FrameComposer, panel_size, QueryPicture, VideoWriter
 from owseg_ros.readout import ALL_MAPS, MaskHistory, QUERY_MAPS
 from owseg_ros.render import distinct_colors
 from owseg_ros.segmenter import readout_settings, REGIONS, Segmentation, Segmenter
@@ -246,10 +246,8 @@ def _names(result: Segmentation) -> list[tuple[tuple[float, ...], str]]:
 
 def _composer(bundle: Bundle, frame: np.ndarray, queries: list,
               taught: PreparedPrototypes | None) -> FrameComposer:
-    height, width = frame.shape[:2]
     classes = [*bundle.classes, *(taught.classes if taught else ())]
-    # No video is as high as the frames of a line camera may be.
-    return FrameComposer(480, min(960, max(2, round(480 * height / width))),
+    return FrameComposer(*panel_size(*frame.shape[:2]),
                          taught.palette if taught else bundle.palette(),
                          [(info.name, info.color) for info in classes], queries)
 

@@ -28,6 +28,7 @@ from owseg_ros.errors import OwsegError
 PANELS = ('input', 'semantic', 'anomaly score', 'overlay')
 QUERY_PANELS = ('queries', 'query score')
 TITLE_HEIGHT = 44
+PANEL_WIDTH = 480
 RBA_RANGE = (render.UNKNOWN_HEAT_LOW, render.UNKNOWN_HEAT_HIGH)
 _MARGIN = 6
 
@@ -87,6 +88,12 @@ def legend_of(classes: list[tuple[str, tuple[int, int, int]]], palette: np.ndarr
 def query_legend(queries: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> np.ndarray:
     """Return the legend of queries, (name, colour) each, uint8 [h, width, 3]."""
     return render.legend([(f'"{name}"', color) for name, color in queries], width)
+
+
+def panel_size(height: int, width: int) -> tuple[int, int]:
+    """Return (width, height) of the panels for frames of a size, in pixels."""
+    # No video is as high as the frames of a line camera may be.
+    return PANEL_WIDTH, min(2 * PANEL_WIDTH, max(2, round(PANEL_WIDTH * height / width)))
 
 
 class FrameComposer:
@@ -156,16 +163,23 @@ class FrameComposer:
         render.put_text(canvas, text, x + 8, y + 5, 12)
 
 
+MAX_VIDEO_SIDE = 8191
+"""Pixels; MPEG-4 has 13 bits for a side."""
+
+
 class VideoWriter:
     """
     An MP4 file with MPEG-4 video, which OpenCV encodes everywhere without another library.
 
-    path: of the file; fps: frames a second; size: (width, height) in even pixels.
-    Raises VideoError when the file cannot be opened.
+    path: of the file; fps: frames a second; size: (width, height) in even pixels, at most
+    MAX_VIDEO_SIDE each.  Raises VideoError when it is larger or the file cannot be opened.
     """
 
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
         self.path, self.size, self.frames = Path(path), size, 0
+        if max(size) > MAX_VIDEO_SIDE:
+            raise VideoError('the video would have {}x{} pixels, and MPEG-4 takes {} a side; crop '
+                             'what is so long and narrow'.format(*size, MAX_VIDEO_SIDE))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = cv2.VideoWriter(
             str(path), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)

@@ -20,7 +20,7 @@ from owseg_ros.cli import main
 from owseg_ros.engine.precision import precision_of
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.novelty import PrototypeBook
-from owseg_ros.pictures import FrameComposer, QueryPicture, VideoError, VideoWriter
+from owseg_ros.pictures import FrameComposer, panel_size, QueryPicture, VideoError, VideoWriter
 import pytest
 from support.tiny_bundle import color_embedding, make_tiny_bundle, paint
 from support.tiny_text_encoder import make_tiny_text_encoder
@@ -240,7 +240,8 @@ def test_run_over_a_video_stops_at_the_limit(tmp_path, model):
     (['run', '--video', 'no/such.mp4'], 'no/such.mp4'),
     (['run', '--source', 'scene', '--every', '0'], 'every'),
     (['run', '--source', 'scene', '--limit', '-1'], 'limit must be 0'),
-    (['run', '--source', 'scene', '--hysteresis', '-1'], 'margin'),
+    (['run', '--source', 'scene', '--hysteresis', '-1'],
+     'hysteresis must be a finite number, 0 or more, not -1'),
     (['run', '--source', 'scene', '--hold-frames', '999'], 'hold_frames'),
     (['run', '--source', 'scene', '--threshold', 'nan'], 'the threshold must be finite'),
     (['run', '--source', 'scene', '--score', 'loud'], 'max_logit'),
@@ -318,6 +319,17 @@ def test_composed_frame_shows_the_four_panels(tmp_path):
     assert picture[low, right, 2] > 100 > picture[low + 35, right, 2]
     with pytest.raises(VideoError, match='does not fit'):
         VideoWriter(tmp_path / 'v.mp4', 5, composer.size).write(image)
+
+
+def test_a_video_that_is_too_large_is_one_clear_error(tmp_path, capfd):
+    composer = FrameComposer(*panel_size(4000, 2), np.zeros((256, 3), np.uint8), [])
+    VideoWriter(tmp_path / 'strip.mp4', 5, composer.size).close()
+    VideoWriter(tmp_path / 'largest.mp4', 5, (64, 8190)).close()
+    for size in ((64, 8192), (8192, 64)):
+        with pytest.raises(VideoError, match='would have {}x{} pixels, and MPEG-4 takes 8191 a'
+                           .format(*size)):
+            VideoWriter(tmp_path / 'v.mp4', 5, size)
+    assert capfd.readouterr().err == ''
 
 
 def test_composed_frame_shows_queries_in_a_third_column():

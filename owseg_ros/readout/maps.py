@@ -53,7 +53,7 @@ class ReadoutSettings:
     objects: groups the score into objects with the masks and the frame's edges, see
         readout.objects; None leaves it as it is.
     hysteresis, confirm_frames, hold_frames: steady the anomaly mask from frame to frame, see
-        readout.mask_history (margin there); they need the history of a camera.
+        readout.mask_history; they need the history of a camera.
     road: keeps only what stands on the road, see readout.hazard_mask; None keeps everything.
     min_area: anomalous components below it are removed and enclosed holes below it are filled;
         in pixels of the *network's* input size, scaled by area to the size of the output.

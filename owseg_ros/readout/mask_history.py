@@ -38,9 +38,9 @@ class HysteresisSettings:
     When a region of high anomaly score is reported; ValueError where a value makes no sense.
 
     threshold: a pixel whose score is at or above it is anomalous (score units).
-    margin: the low threshold is ``threshold - margin``, 0 or more. A component of the pixels at
-        or above the low threshold is reported, as a whole, when one of its pixels reaches
-        ``threshold`` or when it overlaps what was reported in the frame before.
+    hysteresis: 0 or more, in score units; the low threshold is ``threshold - hysteresis``. A
+        component of the pixels at or above the low threshold is reported, as a whole, when one of
+        its pixels reaches ``threshold`` or when it overlaps what was reported in the frame before.
     confirm_frames: 1 to 255; a component that overlaps nothing reported is reported when it
         reached ``threshold`` in so many consecutive frames, overlapping itself from each to the
         next (1: at once). Things that move by more than their size between frames are never
@@ -51,7 +51,7 @@ class HysteresisSettings:
     """
 
     threshold: float
-    margin: float = 0.0
+    hysteresis: float = 0.0
     confirm_frames: int = 1
     hold_frames: int = 0
     max_gap: float = 1.0
@@ -59,8 +59,9 @@ class HysteresisSettings:
     def __post_init__(self):
         if not math.isfinite(self.threshold):
             raise ValueError(f'threshold must be a finite number, not {self.threshold}')
-        if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise ValueError(f'margin must be a finite number, 0 or more, not {self.margin}')
+        if not (math.isfinite(self.hysteresis) and self.hysteresis >= 0):
+            raise ValueError(
+                f'hysteresis must be a finite number, 0 or more, not {self.hysteresis}')
         _check_count('confirm_frames', self.confirm_frames, 1)
         _check_count('hold_frames', self.hold_frames, 0)
         if not self.max_gap > 0:
@@ -139,8 +140,8 @@ class MaskHistory:
         stamp: when the frame was taken, seconds; None takes it for the next one without a check.
 
         Starts anew when the size changes, when the stamp goes back (a bag that starts again) or
-        ahead by more than max_gap. With margin 0, confirm_frames 1 and hold_frames 0 the mask is
-        ``score >= threshold`` whatever came before. Raises ValueError where score is no such
+        ahead by more than max_gap. With hysteresis 0, confirm_frames 1 and hold_frames 0 the mask
+        is ``score >= threshold`` whatever came before. Raises ValueError where score is no such
         array or the stamp is not finite.
         """
         score = np.asarray(score)
@@ -149,10 +150,10 @@ class MaskHistory:
                 f'score must be float [H, W], not {score.dtype} of shape {score.shape}')
         self._continue(score.shape, settings, stamp)
         # The readout compares in float32 as well.
-        weak = score >= np.float32(settings.threshold - settings.margin)
+        weak = score >= np.float32(settings.threshold - settings.hysteresis)
         mask = weak.view(np.uint8) * np.uint8(255)
         live = None
-        if settings.margin > 0 or settings.confirm_frames > 1:
+        if settings.hysteresis > 0 or settings.confirm_frames > 1:
             live = self._select(mask, score, settings)
         else:
             self._seen = None

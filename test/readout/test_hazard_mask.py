@@ -268,7 +268,7 @@ def test_the_order_of_the_stages():
     score[150:170, 140:180] = 0.45
     score[160, 160] = 0.9
     score[155:158, 150:153] = 0
-    chosen = HazardMaskSettings(HysteresisSettings(0.5, margin=0.1), 300, ON_ROAD)
+    chosen = HazardMaskSettings(HysteresisSettings(0.5, hysteresis=0.1), 300, ON_ROAD)
     mask = hazard_mask(score, semantic, chosen, MaskHistory()).mask
     assert np.count_nonzero(mask) == 800
     plain = HazardMaskSettings(HysteresisSettings(0.5), 300, ON_ROAD)

@@ -33,7 +33,7 @@ class SlowHistory:
 
         strong = set(map(tuple, np.argwhere(score >= np.float32(chosen.threshold))))
         live, pending = [], []
-        for component in split(score >= np.float32(chosen.threshold - chosen.margin)):
+        for component in split(score >= np.float32(chosen.threshold - chosen.hysteresis)):
             if component & self.reported:
                 live.append(component)
             elif component & strong:
@@ -67,9 +67,9 @@ def film(random, shape, frames, smooth):
        st.sampled_from([0.0, 0.5, 0.9]), st.floats(0.4, 0.9), st.sampled_from([0.0, 0.1, 0.3]),
        st.integers(1, 4), st.integers(0, 4))
 @settings(max_examples=200, deadline=None)
-def test_agrees_with_sets_of_pixels(height, width, seed, smooth, threshold, margin, confirm,
+def test_agrees_with_sets_of_pixels(height, width, seed, smooth, threshold, hysteresis, confirm,
                                     hold):
-    chosen = HysteresisSettings(threshold, margin, confirm, hold)
+    chosen = HysteresisSettings(threshold, hysteresis, confirm, hold)
     fast, slow = MaskHistory(), SlowHistory()
     for score in film(np.random.default_rng(seed), (height, width), 8, smooth):
         np.testing.assert_array_equal(fast.update(score, chosen), slow.update(score, chosen))
@@ -109,8 +109,8 @@ def shown(levels, chosen, history=None):
 def test_a_flickering_object_does_not_flicker():
     levels = [0.55, 0.45, 0.55, 0.45, 0.45, 0.35, 0.45]
     assert shown(levels, HysteresisSettings(0.5)) == [1, 0, 1, 0, 0, 0, 0]
-    assert shown(levels, HysteresisSettings(0.5, margin=0.1)) == [1, 1, 1, 1, 1, 0, 0]
-    assert shown([0.45] * 4, HysteresisSettings(0.5, margin=0.1)) == [0, 0, 0, 0]
+    assert shown(levels, HysteresisSettings(0.5, hysteresis=0.1)) == [1, 1, 1, 1, 1, 0, 0]
+    assert shown([0.45] * 4, HysteresisSettings(0.5, hysteresis=0.1)) == [0, 0, 0, 0]
 
 
 def test_drop_outs_are_bridged_and_the_lost_are_forgotten_in_time():
@@ -119,7 +119,7 @@ def test_drop_outs_are_bridged_and_the_lost_are_forgotten_in_time():
 
 
 def test_a_speck_of_one_frame_is_never_reported():
-    chosen = HysteresisSettings(0.5, margin=0.1, confirm_frames=2, hold_frames=3)
+    chosen = HysteresisSettings(0.5, hysteresis=0.1, confirm_frames=2, hold_frames=3)
     assert shown([0, 0.9, 0, 0.9, 0.45, 0.9, 0], chosen) == [0] * 7
     assert shown([0, 0.9, 0.9, 0.45, 0.3], chosen) == [0, 0, 1, 1, 1]
     history = MaskHistory()
@@ -134,7 +134,7 @@ def test_a_held_object_that_returns_needs_no_confirmation():
 
 
 def test_an_object_that_moves_stays_one_object():
-    chosen = HysteresisSettings(0.5, margin=0.1, confirm_frames=3, hold_frames=2)
+    chosen = HysteresisSettings(0.5, hysteresis=0.1, confirm_frames=3, hold_frames=2)
     history = MaskHistory()
     masks = [history.update(speck(0.9 if step < 3 else 0.45, 2 + step), chosen)
              for step in range(8)]
@@ -146,7 +146,7 @@ def test_an_object_that_moves_stays_one_object():
 def test_a_strong_pixel_brings_its_weak_surroundings():
     score = speck(0.45, 2) + speck(0.45, 10)
     score[4, 3] = 0.7
-    mask = MaskHistory().update(score, HysteresisSettings(0.5, margin=0.1))
+    mask = MaskHistory().update(score, HysteresisSettings(0.5, hysteresis=0.1))
     assert mask[3:6, 2:5].all() and np.count_nonzero(mask) == 9
 
 
@@ -242,8 +242,8 @@ def test_memory_does_not_grow():
 
 
 @pytest.mark.parametrize('bad', [
-    {'threshold': float('nan')}, {'threshold': float('inf')}, {'margin': -0.1},
-    {'margin': float('nan')}, {'confirm_frames': 0}, {'confirm_frames': 256},
+    {'threshold': float('nan')}, {'threshold': float('inf')}, {'hysteresis': -0.1},
+    {'hysteresis': float('nan')}, {'confirm_frames': 0}, {'confirm_frames': 256},
     {'confirm_frames': 1.5}, {'confirm_frames': True}, {'hold_frames': -1}, {'hold_frames': 256},
     {'max_gap': 0.0}, {'max_gap': float('nan')}])
 def test_refuses_senseless_settings(bad):

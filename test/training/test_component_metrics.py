@@ -166,6 +166,12 @@ def test_one_prediction_over_two_objects_is_not_punished_for_the_other():
     assert ours.PPV.tolist() == [200 / 210]
 
 
+def test_a_threshold_that_is_no_number_is_refused():
+    label = np.eye(40, dtype=np.uint8)
+    with pytest.raises(ValueError, match='the threshold must be a number, not nan'):
+        anomaly_metrics([label.astype(np.float32)], [label], track='anomaly', threshold=np.nan)
+
+
 def test_threshold_given_is_exclusive_and_threshold_chosen_is_usable():
     # Scores saturate at 1, where the best F1 is: the official code would predict nothing here.
     label = np.zeros((40, 40), np.uint8)

@@ -52,8 +52,9 @@ def anomaly_metrics(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], 
     (the one used; when chosen here, just below the best score level, see PooledCurve.result),
     sIoU, PPV and F1 (see ComponentMetrics).  With a threshold given, AP, AuROC, FPR95 and
     best_f1 are nan where the set lacks known or anomalous pixels.
-    Raises ValueError when lengths or shapes differ, scores are not finite, the track is not
-    known, or, without a threshold, when the set lacks one of the two kinds of pixels.
+    Raises ValueError when lengths or shapes differ, scores are not finite, the threshold is nan,
+    the track is not known, or, without a threshold, when the set lacks one of the two kinds of
+    pixels.
     """
     if len(scores) != len(labels):
         raise ValueError(f'{len(scores)} score maps, but {len(labels)} label maps')

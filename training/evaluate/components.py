@@ -21,6 +21,7 @@ with the order of steps of its official code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 from typing import Any
 
 import cv2
@@ -125,10 +126,13 @@ class ComponentMetrics:
     threshold: a pixel is predicted anomalous where score > threshold, as the benchmark does.
     PooledCurve.result chooses a threshold just below the best score level; the official code
     takes the level itself, so that its prediction is empty where scores saturate.
-    track: 'anomaly', 'obstacle' or a Track.
+    track: 'anomaly', 'obstacle' or a Track.  Raises ValueError for a threshold that is nan.
     """
 
     def __init__(self, threshold: float, track: str | Track) -> None:
+        if math.isnan(threshold):
+            # Nothing is above it, and the metrics would be those of an empty prediction.
+            raise ValueError('the threshold must be a number, not nan')
         self.threshold = threshold
         self.track = track_of(track)
         self._truth: list[np.ndarray] = []
