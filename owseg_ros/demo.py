@@ -45,7 +45,7 @@ from owseg_ros.demo_teaching import DemoTeaching, why_no_teaching
 from owseg_ros.errors import OwsegError
 from owseg_ros.machine import machine, versions
 from owseg_ros.pictures import (
-    FrameComposer, legend_of, PANELS, panels, query_legend, QUERY_PANELS, QueryPicture,
+    FrameComposer, legend_of, panel_size, PANELS, panels, query_legend, QUERY_PANELS, QueryPicture,
     VideoWriter)
 from owseg_ros.processes import end_process, private_domain
 from owseg_ros.scene import StreetScene
