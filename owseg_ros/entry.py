@@ -30,11 +30,14 @@ INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as of a shell."""
 
 
-def run_command(name: str, module: str) -> int:
+def run_command(name: str, module: str, extra: str = '') -> int:
     """
     Import a module and return what its main returns; Ctrl-C is one line and the code INTERRUPTED.
 
+    A package that is not installed is one line, too, and the code 2.
+
     :param name: of the command, for that line.
+    :param extra: of our package that installs what the command needs.
     """
     line = f'{name}: interrupted\n'
     heard = signal.getsignal(signal.SIGINT)
@@ -47,17 +50,39 @@ def run_command(name: str, module: str) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(line)
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f'{name}: {_missing(error, extra)}\n')
+        return 2
 
 
-def run_node(module: str) -> int:
+def run_node(name: str) -> int:
     """
-    Import a module and return what its main returns; SIGINT and SIGTERM are a clean end, code 0.
+    Run a node of owseg_ros.nodes; SIGINT and SIGTERM are a clean end, code 0.
 
-    The handlers stay until nodes.process.run sets its own.
+    The handlers stay until nodes.process.run sets its own. A package that is not installed is one
+    line and the code 2.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         _end_at_once(number, 0)
-    return importlib.import_module(module).main()
+    try:
+        return importlib.import_module(f'owseg_ros.nodes.{name}').main()
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f'{name}: {_missing(error)}\n')
+        return 2
+
+
+def _missing(error: ModuleNotFoundError, extra: str = '') -> str:
+    """Return what is not installed, and how it would be; a module of our own is a defect."""
+    package = (error.name or '').partition('.')[0]
+    if package in ('', 'owseg_ros', 'owseg_training'):
+        raise error
+    if package == 'rclpy' or package.endswith(('_interfaces', '_msgs', '_srvs')):
+        how = 'source a ROS 2 installation, or pip install "owseg_ros[ros]"'
+    elif extra:
+        how = f'pip install "owseg_ros[{extra}]"'
+    else:
+        how = 'rosdep install --from-paths src -yi in a workspace, or pip install owseg_ros'
+    return f'{package} is not installed: {how}'
 
 
 def _end_at_once(number: int, code: int, line: str = '') -> None:
@@ -76,14 +101,14 @@ def owseg() -> int:
 
 def camera() -> int:
     """Run the node `camera`."""
-    return run_node('owseg_ros.nodes.camera')
+    return run_node('camera')
 
 
 def perception() -> int:
     """Run the node `perception`."""
-    return run_node('owseg_ros.nodes.perception')
+    return run_node('perception')
 
 
 def stack() -> int:
     """Run both nodes in one process."""
-    return run_node('owseg_ros.nodes.stack')
+    return run_node('stack')

@@ -184,6 +184,21 @@ def test_ctrl_c_while_a_command_imports_ends_it_without_a_traceback(
         process.stdout.close()
 
 
+@pytest.mark.parametrize('arguments, missing, extra', [
+    (['perception'], 'sensor_msgs', 'ros'), (['owseg', 'query', 'cone'], 'rclpy', 'ros'),
+    (['owseg-train', 'closed-set', '--config', 'camvid_small'], 'torch', 'training')])
+def test_a_package_that_is_not_installed_is_one_line(setup, arguments, missing, extra):
+    module, function = console_scripts(setup)[arguments[0]].split(':')
+    result = subprocess.run(
+        [sys.executable, '-c', f'import sys; sys.modules["{missing}"] = None; '
+         f'from {module} import {function}; sys.exit({function}())', *arguments[1:]],
+        cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f'{arguments[0]}: {missing} is not installed: ')
+    assert result.stderr.endswith(f'pip install "owseg_ros[{extra}]"\n')
+    assert result.stderr.count('\n') == 1
+
+
 def test_ctrl_c_later_is_one_line_too(monkeypatch, capsys):
     def interrupted() -> int:
         raise KeyboardInterrupt

@@ -20,4 +20,4 @@ from owseg_ros.entry import run_command
 
 def owseg_train() -> int:
     """Run `owseg-train`."""
-    return run_command('owseg-train', 'owseg_training.cli')
+    return run_command('owseg-train', 'owseg_training.cli', 'training')
