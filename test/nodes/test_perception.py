@@ -45,6 +45,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_msgs.msg import String
 from support.dds import BEST_EFFORT
+from support.dds import diagnosis
 from support.dds import ImagePublisher
 from support.dds import LATCHED
 from support.dds import RELIABLE
@@ -94,14 +95,7 @@ class Perception:
 
     def status(self, task, accept=lambda status: True):
         """Wait for a status of a task of this node that is accepted and return it."""
-        name = f'{self.node.get_fully_qualified_name()}: {task}'
-        self.diagnostics.messages.clear()
-
-        def find(message):
-            return next((status for status in message.status
-                         if status.name == name and accept(status)), None)
-
-        return find(self.diagnostics.first(find))
+        return diagnosis(self.diagnostics, self.node, task, accept)
 
     def settle(self, *publishers):
         """Wait until the node is matched with publishers."""

@@ -33,7 +33,8 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from support.counting_encoder import CountingEncoder
 from support.dds import (
-    DOMAIN, ECHO, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of, wait_until)
+    diagnosis, DOMAIN, ECHO, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of,
+    wait_until)
 from support.tiny_bundle import make_tiny_bundle, paint
 from support.tiny_text_encoder import make_tiny_text_encoder
 
@@ -98,13 +99,7 @@ class Asking:
 
     def diagnosis(self, accept=lambda status: True):
         """Wait for a status `language` that is accepted and return it."""
-        name = f'{self.node.get_fully_qualified_name()}: language'
-        self.diagnostics.messages.clear()
-
-        def find(message):
-            return next((status for status in message.status
-                         if status.name == name and accept(status)), None)
-        return find(self.diagnostics.first(find))
+        return diagnosis(self.diagnostics, self.node, 'language', accept)
 
     def set(self, name, value):  # noqa: A003
         """Set a parameter and return the result."""

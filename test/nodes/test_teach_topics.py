@@ -30,7 +30,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from support.dds import (
-    DOMAIN, ECHO, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of, wait_until)
+    diagnosis, DOMAIN, ECHO, ImagePublisher, LATCHED, RELIABLE, Repeater, stamp_of, values_of,
+    wait_until)
 from support.tiny_bundle import color_embedding, make_tiny_bundle, paint
 
 pytestmark = pytest.mark.timeout(90)
@@ -131,13 +132,7 @@ class Teacher:
 
     def diagnosis(self, accept=lambda status: True):
         """Wait for a status `teaching` that is accepted and return it."""
-        name = f'{self.node.get_fully_qualified_name()}: teaching'
-        self.diagnostics.messages.clear()
-
-        def find(message):
-            return next((status for status in message.status
-                         if status.name == name and accept(status)), None)
-        return find(self.diagnostics.first(find))
+        return diagnosis(self.diagnostics, self.node, 'teaching', accept)
 
     def set(self, name, value):  # noqa: A003
         """Set a parameter and return the result."""

@@ -98,6 +98,18 @@ class Collector:
         return [stamp_of(message) for message in list(self.messages)]
 
 
+def diagnosis(diagnostics: Collector, node: Node, task: str,
+              accept: Callable[[Any], bool] = lambda status: True) -> Any:
+    """Wait for a status of a task of a node, from now on, that is accepted, and return it."""
+    name = f'{node.get_fully_qualified_name()}: {task}'
+    diagnostics.messages.clear()
+
+    def find(message: Any) -> Any:
+        return next((status for status in message.status
+                     if status.name == name and accept(status)), None)
+    return find(diagnostics.first(find))
+
+
 class Ros:
     """
     A private context with a client node, spun in a thread; nodes under test spin in another.
