@@ -29,11 +29,11 @@ from dataclasses import dataclass
 import threading
 from typing import Optional, Union
 
-import cv2
 import numpy as np
 from owseg_ros.language.regions import find_regions, Region
 from owseg_ros.novelty.arrays import NoveltyError
 from owseg_ros.novelty.region_features import region_features
+from owseg_ros.readout.components import bounding_box
 
 ANOMALY, MASK = 'anomaly', 'mask'
 
@@ -363,6 +363,6 @@ def _scaled(pixel: int, of: int, to: int) -> int:
 
 def _region(inside: np.ndarray) -> Region:
     """Return a region for bool [H, W] that is somewhere true."""
-    left, top, width, height = cv2.boundingRect(inside.view(np.uint8))
+    left, top, width, height = bounding_box(inside.view(np.uint8))
     cut = np.ascontiguousarray(inside[top:top + height, left:left + width])
     return Region(left, top, cut, int(np.count_nonzero(cut)))

@@ -21,6 +21,7 @@ import math
 import cv2
 import numpy as np
 from owseg_ros.language.regions import pool_region, Region
+from owseg_ros.readout.components import bounding_box
 
 # Cells that are summed at a time: few masks reach into each such piece of the picture.
 _PIECE = 480
@@ -78,12 +79,12 @@ def mask_region(mask_logits: np.ndarray, size: tuple[int, int]) -> Region:
     mask_logits: float32 [h, w], somewhere above 0; size: (height, width) of the picture that
     they are resampled to, bilinearly as in the readout.
     """
-    x, y, width, height = cv2.boundingRect((mask_logits > 0).view(np.uint8))
+    x, y, width, height = bounding_box((mask_logits > 0).view(np.uint8))
     rows, top = _whole_blocks(y, y + height, mask_logits.shape[0], size[0])
     columns, left = _whole_blocks(x, x + width, mask_logits.shape[1], size[1])
     inside = cv2.resize(mask_logits[rows, columns], (left.stop - left.start, top.stop - top.start),
                         interpolation=cv2.INTER_LINEAR) > 0
-    x, y, width, height = cv2.boundingRect(inside.view(np.uint8))
+    x, y, width, height = bounding_box(inside.view(np.uint8))
     inside = inside[y:y + height, x:x + width]
     return Region(left.start + x, top.start + y, inside, int(np.count_nonzero(inside)))
 

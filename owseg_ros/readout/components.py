@@ -40,7 +40,7 @@ def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
     _, cleaned = cv2.threshold(mask, 0, 255, cv2.THRESH_BINARY)
     if min_area <= 1:
         return cleaned
-    x, y, width, height = cv2.boundingRect(cleaned)
+    x, y, width, height = bounding_box(cleaned)
     if width == 0:
         return cleaned
     box = cleaned[y:y + height, x:x + width]
@@ -60,6 +60,20 @@ def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
     for left, top, width, height in windows:
         _fill_holes(box[top:top + height, left:left + width], min_area)
     return cleaned
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return (x, y, width, height) of what is set in a mask, uint8 [H, W]; zeros for nothing."""
+    if mask.shape[1] % 4 == 0 and mask.flags.c_contiguous:
+        return cv2.boundingRect(mask)
+    # OpenCV 4.5 to 4.7, those of Ubuntu 22.04 and 24.04, may leave out what is set in the first
+    # pixels of rows that begin at no multiple of four bytes.
+    rows = np.flatnonzero(cv2.reduce(mask, 1, cv2.REDUCE_MAX))
+    if not len(rows):
+        return 0, 0, 0, 0
+    columns = np.flatnonzero(cv2.reduce(mask, 0, cv2.REDUCE_MAX))
+    x, y = int(columns[0]), int(rows[0])
+    return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
 
 
 def _fill_holes(image: np.ndarray, min_area: int) -> None:

@@ -28,7 +28,8 @@ from typing import NamedTuple, Optional
 import cv2
 import numpy as np
 from owseg_ros.bundle import UNKNOWN_ID
-from owseg_ros.readout.components import clean_mask, label_components, paint_components
+from owseg_ros.readout.components import (
+    bounding_box, clean_mask, label_components, paint_components)
 from owseg_ros.readout.mask_history import HysteresisSettings, MaskHistory
 
 # The gap bridged between an object and the road, in heights of the object: halos of masks grow
@@ -186,7 +187,7 @@ def connected_to_road(mask: np.ndarray, semantic: np.ndarray,
     road = road_surface(semantic, kept, settings)
     if not road.any():
         return HazardMask(kept, True)
-    x, y, width, height = cv2.boundingRect(kept)
+    x, y, width, height = bounding_box(kept)
     if width == 0:
         return HazardMask(kept, False)
     box = kept[y:y + height, x:x + width]

@@ -24,9 +24,8 @@ from dataclasses import dataclass
 import math
 from typing import Optional
 
-import cv2
 import numpy as np
-from owseg_ros.readout.components import label_components, paint_components
+from owseg_ros.readout.components import bounding_box, label_components, paint_components
 
 # Ages and remaining frames are kept in bytes.
 MAX_FRAMES = 255
@@ -86,7 +85,7 @@ class _Components:
     @classmethod
     def of(cls, mask: np.ndarray) -> _Components:
         """Label a mask, uint8 [H, W]."""
-        x, y, width, height = cv2.boundingRect(mask)
+        x, y, width, height = bounding_box(mask)
         box = np.s_[y:y + height, x:x + width]
         if width == 0:
             return cls(box, np.zeros((0, 0), np.uint16), np.zeros((1, 5), np.int32))

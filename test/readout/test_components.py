@@ -17,7 +17,7 @@ import cv2
 from hypothesis import given, settings, strategies as st
 import numpy as np
 from owseg_ros.readout import clean_mask, reference
-from owseg_ros.readout.components import label_components
+from owseg_ros.readout.components import bounding_box, label_components
 import pytest
 
 
@@ -41,6 +41,26 @@ def test_agrees_on_large_masks(density, smooth):
     for min_area in (2, 9, 60):
         np.testing.assert_array_equal(
             clean_mask(mask, min_area), reference.clean_mask(mask, min_area))
+
+
+def test_boxes_are_right_with_the_opencv_of_ubuntu_too(monkeypatch):
+    """Its cv2.boundingRect errs where rows begin at no multiple of four bytes."""
+    plain = cv2.boundingRect
+
+    def aligned_only(mask):
+        assert mask.strides[0] % 4 == 0 and mask.ctypes.data % 4 == 0
+        return plain(mask)
+
+    monkeypatch.setattr(cv2, 'boundingRect', aligned_only)
+    random = np.random.default_rng(1)
+    for width in (1, 2, 3, 4, 5, 27, 40):
+        for density in (0.0, 0.02, 0.3):
+            mask = (random.random((9, width)) < density).astype(np.uint8)
+            for piece in (mask, mask[2:, width // 3:], mask.T):
+                rows, columns = np.nonzero(piece)
+                expected = (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1
+                            ) if len(rows) else (0, 0, 0, 0)
+                assert bounding_box(piece) == expected
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 3),
