@@ -31,6 +31,8 @@ from owseg_ros.errors import OwsegError
 CALIBRATED = 'calibrated'
 BEST_F1 = 'best_f1'
 _FPR = 'fpr='
+DEFAULT_POINT = f'{_FPR}0.005'
+"""What a bundle is calibrated to where nobody chooses."""
 
 HOW_TO_ASK = ('a number, "calibrated" for the operating point of the model, "best_f1", or a rate '
               'of false alarms such as "fpr=0.01"')

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from owseg_ros.bundle import AnomalySpec, Bundle, ClassStatistics, MANIFEST, write_bundle
 from owseg_ros.frame import Frame as CameraFrame
-from owseg_ros.operating_point import OperatingCurve, parse_operating_point
+from owseg_ros.operating_point import DEFAULT_POINT, OperatingCurve, parse_operating_point
 from owseg_ros.readout import AnomalyScore, available_scores, CpuReadout, make_score, refine
 from owseg_ros.scene import StreetScene
 from owseg_ros.segmenter import readout_settings, Segmenter
@@ -43,7 +43,6 @@ RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 PIXELS = 4_000_000
 STREET_FRAMES = 24
 STATISTICS_FRAMES = 100
-DEFAULT_POINT = 'fpr=0.005'
 
 Frame = tuple[np.ndarray, np.ndarray]
 

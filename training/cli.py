@@ -23,6 +23,7 @@ from pathlib import Path
 import sys
 
 from owseg_ros.errors import describe, OwsegError
+from owseg_ros.operating_point import DEFAULT_POINT
 from owseg_training.analysis.commands import add_analyse
 from owseg_training.config import Config, ConfigError, load_config
 from owseg_training.data.datasets import DataError
@@ -312,8 +313,6 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _add_calibrate(stages: argparse._SubParsersAction) -> None:
-    from owseg_training.calibrate import DEFAULT_POINT
-
     stage = stages.add_parser(
         'calibrate', help='measure what the thresholds of a bundle mean, and choose one')
     stage.add_argument('bundle', type=Path, help='folder of the bundle')
