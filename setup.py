@@ -114,11 +114,12 @@ setup(
         *files_below('models'),
     ],
     zip_safe=False,
+    # From what Ubuntu 22.04 has; ONNX Runtime 1.17 cannot read the bundled model.
     install_requires=[
         'jsonschema>=3.2',
-        'numba>=0.57',
+        'numba>=0.55',
         'numpy>=1.21',
-        'onnxruntime>=1.17',
+        'onnxruntime>=1.18',
         'opencv-python-headless>=4.5.4',
         'protobuf>=3.12',
         'PyYAML>=5.4',
@@ -141,7 +142,7 @@ setup(
         # onnxruntime-gpu shares its folder with onnxruntime: uninstall the latter first.
         'gpu': [
             'onnx>=1.16',
-            'onnxruntime-gpu>=1.17',
+            'onnxruntime-gpu>=1.18',
             'tensorrt>=10',
             'torch>=2.4',
             # The readout on the GPU; it comes with torch's builds for CUDA.

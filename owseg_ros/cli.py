@@ -32,6 +32,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+# How much there is to do, where nobody knows: rich before 12.3, as in Ubuntu 22.04, takes no None.
+UNKNOWN = math.inf
+
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.partition('x')
@@ -170,10 +173,10 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from owseg_ros.offline import run, RunOptions
 
     with _progress(console) as progress:
-        task = progress.add_task('segmenting', total=None, text='loading')
+        task = progress.add_task('segmenting', total=UNKNOWN, text='loading')
 
         def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total or None, text=f'{done} frames')
+            progress.update(task, completed=done, total=total or UNKNOWN, text=f'{done} frames')
 
         result = run(RunOptions(
             source=options.source, model=options.model, out=options.out, every=options.every,

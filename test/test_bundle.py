@@ -181,6 +181,15 @@ def test_254_classes_fit_and_255_do_not(folder):
     refused(folder, 'classes', 'at most 254')
 
 
+@pytest.mark.parametrize('name', ['bundle', 'text_encoder', 'vocabulary'])
+def test_schemas_are_read_by_the_jsonschema_of_ubuntu_22_04(name):
+    """Its references begin at `$id`, which it takes for an address on the network."""
+    path = Path(owseg_ros.__file__).parent / 'schemas' / f'{name}.schema.json'
+    schema = json.loads(path.read_text('utf-8'))
+    assert schema['$schema'] == 'http://json-schema.org/draft-07/schema#'
+    assert '$id' not in schema
+
+
 def test_schema_is_valid_and_documents_every_key():
     path = Path(owseg_ros.__file__).parent / 'schemas' / 'bundle.schema.json'
     schema = json.loads(path.read_text('utf-8'))

@@ -63,6 +63,24 @@ def test_run_over_a_folder_writes_a_video_and_the_maps(tmp_path, model, capsys):
     assert not (out / 'maps' / '000001_semantic.png').exists()
 
 
+def test_progress_of_unknown_length_suits_the_rich_of_ubuntu_22_04(
+        tmp_path, model, monkeypatch):
+    totals = []
+
+    def update(progress, task, *, total=0, **options):
+        totals.append(total)
+
+    def add_task(progress, description, *, total=0, **options):
+        totals.append(total)
+        return 0
+
+    monkeypatch.setattr('owseg_ros.cli.Progress.update', update)
+    monkeypatch.setattr('owseg_ros.cli.Progress.add_task', add_task)
+    assert main(['run', '--model', model, '--source', 'scene', '--limit', '2', '--out',
+                 str(tmp_path / 'out')]) == 0
+    assert len(totals) >= 3 and None not in totals
+
+
 @pytest.fixture
 def words(tmp_path, monkeypatch):
     """Return the folders of a model that answers words and of its text encoder."""
