@@ -141,9 +141,9 @@ class TorchEngine(CudaEngine):
         Warm up every batch size up to this one; return ms of the last pass of the largest.
 
         A camera that is late makes a batch smaller, and the first pass of a size takes long:
-        kernels are chosen, or compiled.
+        kernels are chosen, or compiled. The largest is first: the others use its memory.
         """
-        return [NetworkEngine.warm_up(self, size) for size in self._sizes(batch)][-1]
+        return [NetworkEngine.warm_up(self, size) for size in reversed(self._sizes(batch))][0]
 
     def _sizes(self, largest: int) -> Sequence[int]:
         return [self.fixed_batch] if self.fixed_batch else range(1, 1 + largest)
