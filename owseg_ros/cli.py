@@ -229,15 +229,21 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 
 
 def _bench(options: argparse.Namespace, console: Console) -> int:
-    from owseg_ros.bench import BenchOptions, run_bench
+    from owseg_ros.bench import BenchOptions, export_networks, run_bench
 
     asked = BenchOptions(**{name: value for name, value in vars(options).items()
                             if name in BenchOptions.__dataclass_fields__ and value is not None})
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    if options.export_only:
+        export_networks(asked, say)
+        return 0
     with _progress(console) as progress:
         task = progress.add_task('measuring', total=1.0, text='')
         report = run_bench(
-            asked, options.out, options.document, ' '.join(['owseg', *options.arguments]),
-            lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+            asked, options.out, options.document, ' '.join(['owseg', *options.arguments]), say,
             lambda name, share: progress.update(task, completed=share, text=escape(name)))
     if report['targets']:
         console.print(_table('targets', [
@@ -493,6 +499,11 @@ def build_parser() -> argparse.ArgumentParser:
                        help='readout, pipelines, segmenter, network, growth, nodes (default: all)')
     bench.add_argument('--model', type=Path, help='folder of a bundle (default: the bundled one)')
     bench.add_argument('--engine')
+    bench.add_argument('--torch-device', choices=('cuda', 'cpu'))
+    bench.add_argument('--torch-precision', choices=('auto', 'fp32', 'fp16', 'bf16'))
+    bench.add_argument('--torch-compile', action='store_true',
+                       help='let torch.compile make kernels for the engine torch')
+    bench.add_argument('--tensorrt-precision', choices=('auto', 'fp32', 'fp16', 'int8'))
     bench.add_argument('--providers', type=_names, help='in order of preference: cpu,cuda')
     bench.add_argument('--threads', type=int, help='of everything that is measured (0: all cores)')
     bench.add_argument('--source', help='of the frames, as for run (default: scene)')
@@ -503,15 +514,25 @@ def build_parser() -> argparse.ArgumentParser:
                        help='frames in a pass (default: 1,2,4,8)')
     bench.add_argument('--repeats', type=int, help='of each call (default: 12)')
     bench.add_argument('--seconds', type=float, help='of each run of the node (default: 20)')
-    bench.add_argument('--pipelines', type=_names, metavar='model,small,swin_t',
-                       help="networks for the comparison with Hugging Face's pipeline")
+    bench.add_argument('--pipelines', type=_names, metavar='NAME,...',
+                       help="networks for the comparison with Hugging Face's pipeline: model, "
+                            'small, swin_t, swin_b (default: all but the last)')
+    bench.add_argument('--pipeline-size', dest='pipeline_sizes', type=_sizes,
+                       metavar='WxH,...', help='of its frames, multiples of 32 (default: 640x480)')
+    bench.add_argument('--pipeline-batch', dest='pipeline_batches', type=_counts,
+                       metavar='N,...', help='frames that it is given at a time (default: 1)')
     bench.add_argument('--no-peers', dest='peers', action='store_const', const='',
                        help='measure nothing beside it')
+    bench.add_argument('--peer-device', choices=('auto', 'cpu', 'cuda'),
+                       help="where Hugging Face's pipeline runs (default: where the engine does)")
     bench.add_argument('--compile', dest='compiled', action='store_true',
-                       help='measure torch.compile too; needs a C++ compiler, and minutes')
+                       help="measure Hugging Face's pipeline with torch.compile too; needs a C++ "
+                            'compiler, and minutes')
     bench.add_argument('--cache', type=Path,
                        help='of exported networks (default: owseg_ros/bench of the cache of the '
                             'user)')
+    bench.add_argument('--export-only', action='store_true',
+                       help='only export the networks that --pipelines needs; needs no GPU')
     bench.add_argument('--domain', type=int, help='ROS domain (default: a private one)')
     bench.set_defaults(act=_bench)
 

@@ -20,6 +20,8 @@ import importlib.metadata
 import os
 from pathlib import Path
 import platform
+import shutil
+import subprocess
 from typing import Any
 
 from owseg_ros import __version__
@@ -48,6 +50,21 @@ def machine() -> dict[str, Any]:
     cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(
         os.cpu_count() or 1)
     return {'cpu': name, 'cores': len(cores)}
+
+
+def gpus() -> dict[str, Any]:
+    """Return the names of the GPUs and the version of their driver; {} without nvidia-smi."""
+    tool = shutil.which('nvidia-smi')
+    if tool is None:
+        return {}
+    try:
+        told = subprocess.run(
+            [tool, '--query-gpu=name,driver_version', '--format=csv,noheader'],
+            capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    rows = [line.rsplit(', ', 1) for line in told.splitlines() if ', ' in line]
+    return {'gpus': [name for name, _ in rows], 'driver': rows[0][1]} if rows else {}
 
 
 def machine_in_full() -> dict[str, Any]:

@@ -23,19 +23,24 @@ import time
 import cv2
 import numpy as np
 from owseg_ros import engine as engines
-from owseg_ros.bench import BenchError, BenchOptions, run_bench
-from owseg_ros.bench import nodes, readouts
+from owseg_ros.bench import BenchError, BenchOptions, export_networks, run_bench
+from owseg_ros.bench import nodes, readouts, run
 from owseg_ros.bench.imitation import enlarge, imitate
-from owseg_ros.bench.memory import first_readout_memory
+from owseg_ros.bench.memory import first_readout_memory, open_gpu
+from owseg_ros.bench.networks import measure_pipeline
 from owseg_ros.bench.nodes import measure_node, NodeBenchError, NodeRun
-from owseg_ros.bench.peers import open_peers
+from owseg_ros.bench.peers import (
+    open_peers, peer_precisions, PeerCall, PeerPipeline, PeerRun)
 from owseg_ros.bench.report import BEGIN, END, markdown, put_into, ReportError, targets
 from owseg_ros.bench.run import read_frames
 from owseg_ros.bench.timing import interleave, ratio, Timing
 from owseg_ros.cli import main
-from owseg_ros.engine import OnnxEngine
+from owseg_ros.engine import EngineError, OnnxEngine
 from owseg_ros.engine.fallback import FallbackEngine
+from owseg_ros.frame import Frame
+from owseg_ros.machine import gpus
 from owseg_ros.readout import ALL_MAPS, CpuReadout, ReadoutSettings
+from owseg_ros.segmenter import Segmenter
 import pytest
 from support.tiny_bundle import make_tiny_bundle, paint
 
@@ -170,38 +175,174 @@ def test_published_order_is_the_reference():
     assert (ids == reference.semantic(scores)).mean() > 0.999
 
 
-def test_hugging_face_runs_the_same_network(options, tmp_path, monkeypatch):
+@pytest.fixture
+def smaller(monkeypatch):
+    """Make the small Mask2Former a tiny one."""
     pytest.importorskip('torch', reason='the extra `training` is not installed')
     pytest.importorskip('transformers', reason='transformers is not installed')
-    from owseg_ros.bench import run
     from owseg_training.bench import pipeline as module
     title, swin, more = module._KINDS['small']
     monkeypatch.setitem(module._KINDS, 'small', (
         title, {**swin, 'embed_dim': 16, 'num_heads': [1, 1, 2, 2]},
         {**more, 'feature_size': 32, 'hidden_dim': 32, 'mask_feature_size': 32,
          'encoder_layers': 1}))
-    monkeypatch.setattr(run, 'PIPELINE_SIZE', (64, 32))
+    return module
+
+
+class Gpu:
+    """A GPU of which every look at it finds a MiB more in use."""
+
+    used = 0
+
+    def gpu_facts(self):
+        return {'name': 'a GPU', 'memory_gib': 2.0, 'compute_capability': '9.0', 'cuda': '12.8',
+                'cudnn': 91002}
+
+    def used_bytes(self):
+        Gpu.used += 1 << 20
+        return Gpu.used
+
+    def let_go(self):
+        pass
+
+
+def test_hugging_face_runs_the_same_network(options, smaller, tmp_path, monkeypatch):
+    said, cache = [], tmp_path / 'cache'
+    assert main(['bench', '--export-only', '--engine', 'torch', '--pipelines', 'model,small',
+                 '--pipeline-size', '64x32', '--cache', str(cache)]) == 0
+    exported, = cache.iterdir()
     asked = replace(options, sections=('pipelines',), pipelines=('small',), repeats=1,
-                    peers='owseg_training.bench', cache=tmp_path / 'cache')
-    said = []
-    first, = run_bench(asked, say=said.append)['pipelines']
-    assert max(first['difference'].values()) < 1e-4
-    assert first['ratios']['Hugging Face, eager']['owseg_ros, all maps'] > 0
-    assert any('exporting' in line for line in said)
-    said.clear()
-    run_bench(asked, say=said.append)
+                    pipeline_sizes=((64, 32),), peers='owseg_training.bench', cache=cache)
+    row, = run_bench(asked, say=said.append)['pipelines']
     assert not any('exporting' in line for line in said)
+    assert max(row['difference'].values()) < 1e-4 and row['engine'].startswith('onnx')
+    assert row['ratios']['Hugging Face, eager, fp32']['owseg_ros, all maps'] > 0
+    assert row['alike'] == list(row['ratios']) == ['Hugging Face, eager, fp32']
+    assert set(row['gpu_memory_mib'].values()) == {None}
+
+    # What runs on a GPU, but on the CPU.
+    monkeypatch.setattr(run, 'open_gpu', lambda used: Gpu())
+    half = replace(asked, model=exported, engine='torch', torch_device='cpu',
+                   torch_precision='bf16', pipelines=('model', 'small'))
+    report = run_bench(half, say=said.append)
+    around, row = report['pipelines']
+    assert list(around['times'])[3:] == around['alike'] == ['Hugging Face, around it']
+    assert around['gpu_memory_mib']['owseg_ros, all maps'] is None
+    assert row['engine'].startswith('torch (bf16') and row['peer'] == 'the CPU, threads: 1'
+    assert list(row['ratios']) == ['Hugging Face, eager, fp32', 'Hugging Face, eager, bf16']
+    assert row['alike'] == ['Hugging Face, eager, bf16']
+    assert 1e-4 < row['difference']['mask_logits'] < 0.1
+    assert min(row['gpu_memory_mib'].values()) >= 1 and len(row['gpu_memory_mib']) == 3
+    assert min(row['parts'].values()) > 0
+    text = markdown(report)
+    assert 'used: a GPU, 2.0 GiB, compute capability 9.0; torch of CUDA 12.8' in text
+    assert 'frames of 64x32. Ours: torch (bf16' in text
+    assert [row['target'].rpartition(' of ')[2] for row in report['targets']] == (
+        ['Hugging Face, around it', 'Hugging Face, eager, bf16'])
 
 
-def test_hugging_face_around_the_model_that_is_measured(options):
-    pytest.importorskip('torch', reason='the extra `training` is not installed')
-    pytest.importorskip('transformers', reason='transformers is not installed')
+def test_exported_networks_are_made_again_where_the_program_is_missing(options, smaller, tmp_path):
+    assert smaller._is_there(options.model, False) and not smaller._is_there(options.model, True)
+    assert not smaller._is_there(tmp_path / 'none', False)
+
+
+def test_hugging_face_around_the_model_that_is_measured(options, smaller):
     asked = replace(options, sections=('pipelines',), pipelines=('model',), repeats=1,
+                    pipeline_sizes=((96, 64),), pipeline_batches=(1, 2),
                     peers='owseg_training.bench')
-    first, = run_bench(asked)['pipelines']
+    report = run_bench(asked)
+    first, second = report['pipelines']
+    assert '2 frames of 96x64 at a time. Ours: onnx' in markdown(report)
+    assert set(second['ratios']) == {'Hugging Face, around it'} and second['batch'] == 2
     assert max(first['difference'].values()) < 1e-3
     assert set(first['ratios']) == {'Hugging Face, around it'}
     assert first['ratios']['Hugging Face, around it']['owseg_ros, ids only'] > 0
+
+
+def test_a_peer_that_fails_is_left_out(options):
+    segmenter = Segmenter(options.model, threads=1)
+
+    def fail(frames):
+        raise RuntimeError('out of\nmemory' if len(frames) > 1 else 'no kernel')
+
+    def outputs(frame):
+        found = segmenter.engine.infer([Frame(frame)])
+        return found.mask_logits[0], found.class_probabilities[0]
+
+    peer = PeerPipeline('net', options.model, 'here', {
+        'bad': PeerCall(fail, 'fp32'), 'good': PeerCall(list, 'fp32')}, outputs)
+    left_out = {}
+    rows, _ = measure_pipeline(
+        lambda: peer, lambda opened: segmenter, PeerRun(), [paint(96, 64)], (96, 64), (1, 2), 1,
+        None, left_out)
+    assert left_out == {'bad, net, 1 of 96x64': 'RuntimeError: no kernel',
+                        'bad, net, 2 of 96x64': 'RuntimeError: out of memory'}
+    assert [list(row['ratios']) for row in rows] == [['good']] * 2
+
+
+def test_an_engine_that_gives_up_meanwhile_is_not_measured(options, tmp_path, monkeypatch):
+    class Weak(OnnxEngine):
+
+        def infer(self, frames, **asked):
+            if len(frames) == 2:
+                raise EngineError('not enough GPU memory')
+            return super().infer(frames, **asked)
+
+        def warm_up(self, batch=1):
+            return 0.0
+
+    monkeypatch.setattr(engines, 'serve_torch', lambda bundle, *rest: FallbackEngine(
+        'torch', OnnxEngine(bundle, threads=1), lambda machine, stopped: Weak(bundle, threads=1)))
+    report = run_bench(replace(options, engine='torch', sections=('segmenter', 'network')),
+                       tmp_path, say=lambda line: None)
+    assert 'network' not in report and len(report['segmenter']) == 2
+    assert report['left_out']['network'] == (
+        'the engine torch does not run here: not enough GPU memory')
+
+
+def test_a_gpu_for_peers_that_torch_does_not_see(options):
+    torch = pytest.importorskip('torch', reason='the extra `training` is not installed')
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    with pytest.raises(BenchError, match='or measure beside it with --peer-device cpu'):
+        run_bench(replace(options, sections=('pipelines',), peers='owseg_training.bench',
+                          peer_device='cuda'))
+
+
+def test_facts_of_gpus_are_those_of_the_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert gpus() == {}
+    tool = tmp_path / 'nvidia-smi'
+    tool.write_text('#!/bin/sh\necho "NVIDIA H200, 570.1"\necho "NVIDIA H100 80GB, 570.1"\n')
+    tool.chmod(0o755)
+    assert gpus() == {'gpus': ['NVIDIA H200', 'NVIDIA H100 80GB'], 'driver': '570.1'}
+    tool.write_text('#!/bin/sh\nexit 9\n')
+    assert gpus() == {}
+
+
+@pytest.mark.gpu
+def test_both_run_on_the_gpu(options, smaller, tmp_path):
+    torch = pytest.importorskip('torch', reason='the extra `training` is not installed')
+    if not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+    model = smaller.exported('small', (64, 32), None, tmp_path, True, print)
+    asked = replace(options, model=model, sections=('pipelines', 'segmenter'), repeats=2,
+                    pipelines=('model', 'small'), pipeline_sizes=((64, 32),),
+                    pipeline_batches=(1, 2), engine='torch', peers='owseg_training.bench',
+                    cache=tmp_path)
+    report = run_bench(asked)
+    assert report['left_out'] == {} and report['gpu']['name'] == torch.cuda.get_device_name()
+    assert report['segmenter'][0]['gpu_memory_mib'] > 1
+    for row in report['pipelines'][2:]:
+        assert row['engine'].startswith('torch (fp16') and row['peer'] == report['gpu']['name']
+        assert list(row['ratios']) == ['Hugging Face, eager, fp32', 'Hugging Face, eager, fp16']
+        assert row['alike'] == ['Hugging Face, eager, fp16']
+        assert row['difference']['mask_logits'] < 0.05
+        assert min(row['gpu_memory_mib'].values()) > 1
+    exact, = run_bench(replace(asked, torch_precision='fp32', pipelines=('small',),
+                               pipeline_batches=(1,)))['pipelines']
+    assert exact['difference']['mask_logits'] < 1e-3
+    assert exact['alike'] == ['Hugging Face, eager, fp32']
 
 
 def test_memory_of_a_first_readout():
@@ -219,7 +360,7 @@ def test_memory_of_a_first_readout():
 @pytest.mark.timeout(120)
 def test_node_end_to_end(options, monkeypatch):
     pytest.importorskip('rclpy', reason='neither ROS nor the extra `ros` is installed')
-    run = NodeRun(options.model, 'onnx', ('cpu',), 1, 20.0, 2.0,
+    run = NodeRun(options.model, {'engine': 'onnx'}, ('cpu',), 1, 20.0, 2.0,
                   int(os.environ.get('OWSEG_TEST_DOMAIN', 70)))
     found = measure_node(run, [paint(96, 64)])
     assert found['frames'] > 5 and 0 < found['age_p50_ms'] <= found['age_p99_ms']
@@ -227,14 +368,14 @@ def test_node_end_to_end(options, monkeypatch):
     assert found['cores'] > 0 and found['memory_mib'] > 20 and found['node']['network_ms'] > 0
     monkeypatch.setattr(nodes, 'START_SECONDS', 4.0)
     with pytest.raises(NodeBenchError, match='they say'):
-        measure_node(replace(run, engine='none'), [paint(96, 64)])
+        measure_node(replace(run, engine={'engine': 'none'}), [paint(96, 64)])
 
 
 @pytest.mark.timeout(120)
 def test_a_node_that_another_engine_stands_in_for_is_not_measured(options):
     pytest.importorskip('rclpy', reason='neither ROS nor the extra `ros` is installed')
-    run = NodeRun(options.model, 'torch', ('cpu',), 1, 20.0, 2.0,
-                  int(os.environ.get('OWSEG_TEST_DOMAIN', 70)))
+    run = NodeRun(options.model, replace(options, engine='torch').engine_parameters(), ('cpu',),
+                  1, 20.0, 2.0, int(os.environ.get('OWSEG_TEST_DOMAIN', 70)))
     with pytest.raises(NodeBenchError, match='torch does not run in the node: .*no torch program'):
         measure_node(run, [paint(96, 64)])
 
@@ -272,11 +413,13 @@ def test_targets_say_what_is_missed():
             'memory_mib': 30.0}
     better = {'stride 1': {'ratio': 9.0, 'max_score_error': 1e-5, 'label_disagreement': 0.0},
               'memory_mib': None}
-    pipeline = {'network': 'net', 'width': 640, 'height': 480, 'ratios': {
-        'eager': {'owseg_ros, all maps': 1.7, 'owseg_ros, ids only': 1.2}}}
+    pipeline = {'network': 'net', 'width': 640, 'height': 480, 'batch': 4, 'alike': ['fp16'],
+                'ratios': {'fp32': {'owseg_ros, all maps': 1.1, 'owseg_ros, ids only': 1.2},
+                           'fp16': {'owseg_ros, all maps': 1.7, 'owseg_ros, ids only': 1.2}}}
     found = targets({'readout': {'a': case, 'b': better}, 'pipelines': [pipeline]})
     assert [row['met'] for row in found] == [False, False, True, True, True]
     assert found[0]['measured'] == '4.0x (a), 9.0x (b)' and found[4]['measured'] == '1.70x'
+    assert found[4]['target'].startswith('whole Segmenter on net, 4 frames of 640x480 at a time')
     assert targets({}) == []
 
 
@@ -295,10 +438,24 @@ def test_peers_that_are_not_there():
 
 @pytest.mark.parametrize('wrong, message', [
     ({'sections': ('speed',)}, 'no sections speed'), ({'pipelines': ('huge',)}, 'no pipelines'),
-    ({'repeats': 0}, '1 or more'), ({'batches': ()}, '1 or more'), ({'sizes': ()}, '16 pixels')])
+    ({'repeats': 0}, '1 or more'), ({'batches': ()}, '1 or more'), ({'sizes': ()}, '16 pixels'),
+    ({'pipeline_batches': (0,)}, '1 or more'), ({'pipeline_sizes': ((100, 64),)}, 'of 32'),
+    ({'peer_device': 'tpu'}, 'peer_device')])
 def test_options_that_cannot_be_measured(wrong, message):
     with pytest.raises(BenchError, match=message):
         BenchOptions(**wrong)
+
+
+def test_what_runs_beside_an_engine_and_where():
+    assert [peer_precisions(name) for name in ('fp32', 'fp16', 'bf16', 'int8')] == [
+        ('fp32',), ('fp32', 'fp16'), ('fp32', 'bf16'), ('fp32', 'fp16')]
+    asked = [({}, False), ({'engine': 'torch'}, True), ({'engine': 'tensorrt'}, True),
+             ({'engine': 'torch', 'torch_device': 'cpu'}, False),
+             ({'providers': ('cuda', 'cpu')}, True), ({'peer_device': 'cuda'}, True)]
+    assert [BenchOptions(**given).on_gpu for given, _ in asked] == [found for _, found in asked]
+    assert open_gpu(False) is None
+    with pytest.raises(BenchError, match='nothing can be exported: not asked for'):
+        export_networks(BenchOptions(peers=''))
 
 
 def test_command_line(options, tmp_path, capsys):

@@ -61,13 +61,13 @@ class NodeRun:
     """
     One run.
 
-    model: folder of the bundle; engine, providers, threads: as the node's parameters; rate:
-    frames a second of the camera; seconds: how long to measure; domain: of ROS, None for a
-    private one.
+    model: folder of the bundle; engine: the node's parameter engine, and those of that engine;
+    providers, threads: as the node's parameters; rate: frames a second of the camera; seconds:
+    how long to measure; domain: of ROS, None for a private one.
     """
 
     model: Path
-    engine: str
+    engine: dict[str, Any]
     providers: tuple[str, ...]
     threads: int
     rate: float
@@ -103,7 +103,7 @@ def measure_node(run: NodeRun, frames: Sequence[np.ndarray],
 def _command(run: NodeRun, folder: str) -> list[str]:
     command = [sys.executable, '-m', 'owseg_ros.nodes.stack', '--ros-args']
     for name, value in {
-            'model': str(run.model), 'engine': run.engine, 'providers': list(run.providers),
+            'model': str(run.model), **run.engine, 'providers': list(run.providers),
             'threads': run.threads, 'source': folder, 'rate': float(run.rate), 'loop': True,
             'diagnostics_period': 0.5}.items():
         command += ['-p', f'{name}:={json.dumps(value)}']
@@ -152,10 +152,11 @@ def _await_engine(run: NodeRun, node: Any, spin_once: Callable[[float], None]) -
     begun = time.monotonic()
     while (state := node.engine.get('engine_state')) != RUNNING:
         if state == FALLBACK:
-            raise NodeBenchError(f'the engine {run.engine} does not run in the node: '
+            raise NodeBenchError(f'the engine {run.engine["engine"]} does not run in the node: '
                                  f'{node.engine.get("engine_reason")}')
         if time.monotonic() - begun > BUILD_SECONDS:
-            raise NodeBenchError(f'the engine {run.engine} was not ready in {BUILD_SECONDS:g} s')
+            raise NodeBenchError(f'the engine {run.engine["engine"]} was not ready in '
+                                 f'{BUILD_SECONDS:g} s')
         spin_once(0.1)
 
 

@@ -20,7 +20,7 @@ leaves these rows out and says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import importlib
 import importlib.util
@@ -29,8 +29,47 @@ from typing import Any, Optional, Protocol
 
 import numpy as np
 from owseg_ros.bundle import Bundle
+from owseg_ros.engine import Engine
 
 PEERS = 'owseg_training.bench'
+
+
+CPU, CUDA = 'cpu', 'cuda'
+
+Frames = Sequence[np.ndarray]
+
+
+def peer_precisions(precision: str) -> tuple[str, ...]:
+    """Return what runs beside an engine of a precision: fp32, then what is most like it."""
+    return {'fp32': ('fp32',), 'bf16': ('fp32', 'bf16')}.get(precision, ('fp32', 'fp16'))
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """
+    How another project's pipeline is run.
+
+    device: CPU or CUDA; precisions: fp32 (without TF32), fp16 or bf16 (autocast), each of which
+    is measured; compiled: whether torch.compile is measured too; threads: of the CPU.
+    """
+
+    device: str = CPU
+    precisions: tuple[str, ...] = ('fp32',)
+    compiled: bool = False
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class PeerCall:
+    """
+    One way to run another project's pipeline.
+
+    call: from frames, uint8 [H, W, 3] RGB, to their class ids [H, W] on the host, so that it has
+    waited for a GPU when it returns; precision: of PeerRun.precisions.
+    """
+
+    call: Callable[[Frames], list[np.ndarray]]
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -38,14 +77,15 @@ class PeerPipeline:
     """
     Another project's pipeline, and our bundle of the same network and weights.
 
-    title: of the network; calls: name to a function from a frame, uint8 [H, W, 3] RGB, to its
-    class ids [H, W]; outputs: from a frame to the network's mask logits [N, h, w] and class
-    probabilities [N, K], to see that it is the same network.
+    title: of the network; where: it runs, for people; calls: by name; outputs: from a frame,
+    uint8 [H, W, 3] RGB, to the network's mask logits [N, h, w] and class probabilities [N, K], to
+    see that it is the same network.
     """
 
     title: str
     bundle: Path
-    calls: dict[str, Callable[[np.ndarray], np.ndarray]]
+    where: str
+    calls: dict[str, PeerCall]
     outputs: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -61,18 +101,22 @@ class Peers(Protocol):
         RbA score of size (height, width).
         """
 
-    def hugging_face(self, kind: str, size: tuple[int, int], threads: int, cache: Path,
-                     compiled: bool, say: Callable[[str], None]) -> PeerPipeline:
+    def hugging_face(self, kind: str, size: tuple[int, int], batch: Optional[int], run: PeerRun,
+                     cache: Path, program: bool, say: Callable[[str], None]) -> PeerPipeline:
         """
         Return Hugging Face's Mask2Former of random weights for frames of size (width, height).
 
-        kind: 'small' or 'swin_t'; cache: folder that keeps the exported network; compiled:
-        whether torch.compile is measured too.
+        kind: 'small', 'swin_t' or 'swin_b'; batch: that the bundle is fixed to, None for any;
+        cache: folder that keeps the bundle; program: whether it needs a torch program.
         """
 
-    def hugging_face_around(self, bundle: Bundle, threads: int) -> PeerPipeline:
+    def export(self, kind: str, size: tuple[int, int], batch: Optional[int], cache: Path,
+               program: bool, say: Callable[[str], None]) -> Path:
+        """Return the folder of the bundle of hugging_face, made where it is not there yet."""
+
+    def hugging_face_around(self, bundle: Bundle, engine: Engine, run: PeerRun) -> PeerPipeline:
         """
-        Return Hugging Face's processing around the network of a bundle, run by ONNX Runtime.
+        Return Hugging Face's processing around the network of a bundle, run by our engine.
 
         Image processor and post-processing are those of Mask2Former.
         """

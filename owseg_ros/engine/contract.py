@@ -68,6 +68,7 @@ class Engine(Protocol):
 
     name: the engine's name in the registry, such as 'onnx'.
     description: name, where it runs and with how many threads, for people.
+    precision: fp32, fp16, bf16 or int8: what the network is computed in.
     input: size and normalisation of the network's input.
     status: what it is doing (engine.status).
     on_gpu: whether a GPU runs the network now, so that the CPU is free for other work meanwhile.
@@ -77,6 +78,7 @@ class Engine(Protocol):
 
     name: str
     description: str
+    precision: str
     input: InputSpec  # noqa: A003
     status: EngineStatus
     on_gpu: bool
@@ -95,6 +97,15 @@ class Engine(Protocol):
         values are there when this returns, for any stream.
         Raises EngineError if the network fails, or produces values that are not finite, but for
         pixel_features: whoever looks at them checks what is seen (engine.network.check_finite).
+        """
+
+    def run_batch(self, batch: np.ndarray, outputs: Sequence[str]) -> list[Any]:
+        """
+        Run the network alone, on frames that somebody else has prepared.
+
+        batch: normalised float32 [B, 3, H, W] of the size of `input`; outputs: keys of the
+        bundle's outputs. Returns them, the first one left on the GPU as masks_on_device leaves
+        the masks. Raises EngineError as infer does, but looks at no values.
         """
 
     def warm_up(self, batch: int = 1) -> float:

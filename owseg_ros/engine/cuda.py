@@ -130,5 +130,25 @@ class CudaPasses:
         prepared.graph = graph
 
 
+def gpu_facts() -> dict[str, Any]:
+    """Return name, memory and compute capability of the GPU, and what torch was built with."""
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {'name': found.name, 'memory_gib': round(found.total_memory / 2 ** 30, 1),
+            'compute_capability': f'{found.major}.{found.minor}', 'cuda': torch.version.cuda,
+            'cudnn': torch.backends.cudnn.version()}
+
+
+def used_bytes() -> int:
+    """Return how much memory of the GPU is in use, by whomever, as its driver tells."""
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def let_go() -> None:
+    """Give the memory that torch keeps for later back to the driver."""
+    torch.cuda.empty_cache()
+
+
 def _failure(error: RuntimeError) -> EngineError:
     return EngineError(f'the GPU failed: {" ".join(str(error).split())[:300]}')

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Callable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 import weakref
 
+import numpy as np
 from owseg_ros.engine.contract import Engine, EngineError, NetworkOutput
 from owseg_ros.engine.status import (
     BUILDING, EngineStatus, FALLBACK, RUNNING, StateMachine, WARMING)
@@ -73,6 +74,11 @@ class FallbackEngine:
         return (self._better or self._serving).on_gpu
 
     @property
+    def precision(self) -> str:
+        """Return the precision of the engine that answers now."""
+        return (self._better or self._serving).precision
+
+    @property
     def description(self) -> str:
         """Return which engine answers now, and in place of which."""
         better = self._better
@@ -100,6 +106,10 @@ class FallbackEngine:
                 better.close()
                 return output
         return self._serving.infer(frames, **asked)
+
+    def run_batch(self, batch: np.ndarray, outputs: Sequence[str]) -> list[Any]:
+        """Run whichever engine is ready; its failures are the caller's."""
+        return (self._better or self._serving).run_batch(batch, outputs)
 
     def warm_up(self, batch: int = 1) -> float:
         """Warm up the engine that serves meanwhile; return ms of the last pass."""

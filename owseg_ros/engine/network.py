@@ -47,6 +47,7 @@ class NetworkEngine(ABC):
 
     name = ''
     description = ''
+    precision = 'fp32'
     on_gpu = False
     fixed_batch = 0
     largest_batch = 0
@@ -120,6 +121,19 @@ class NetworkEngine(ABC):
             text_features=found.get('text_features'),
             pixel_features=found.get('pixel_features'),
             preprocess_ms=1e3 * preprocess, network_ms=1e3 * network)
+
+    def run_batch(self, batch: np.ndarray, outputs: Sequence[str]) -> list[Any]:
+        """Run the network on a batch float32 [B, 3, H, W]; see engine.contract.Engine."""
+        names = [self.bundle.outputs[key] for key in outputs]
+        size = self.fixed_batch or self.largest_batch or len(batch)
+        parts = []
+        for start in range(0, len(batch), size):
+            chunk = batch[start:start + size]
+            count = len(chunk)
+            if count < self.fixed_batch:
+                chunk = np.resize(chunk, (self.fixed_batch, *chunk.shape[1:]))
+            parts.append([array[:count] for array in self._run_on_device(names, chunk)])
+        return parts[0] if len(parts) == 1 else [self._join(part) for part in zip(*parts)]
 
     @abstractmethod
     def _run(self, names: Sequence[str], batch: np.ndarray) -> list[np.ndarray]:

@@ -112,6 +112,7 @@ class OnnxEngine(NetworkEngine):
                 "the GPU driver and the CUDA libraries, or use providers ['cpu']")
         count = '1 thread' if self.threads == 1 else f'{self.threads} threads'
         self.description = f'onnx ({", ".join(PROVIDERS[name] for name in providers)}, {count})'
+        self.precision = bundle.provenance.get('precision', 'fp32')
         self.fixed_batch = self._check_input()
         self._check_outputs()
         self._without_embeddings = self._open_without_embeddings(chosen)

@@ -320,7 +320,8 @@ class TensorrtEngine(CudaEngine):
         self._network = network
         self.fixed_batch = built.fixed_batch
         self.largest_batch = built.key.batch[2]
-        self.description = f'tensorrt ({built.key.precision}, {built.key.device})'
+        self.precision = built.key.precision
+        self.description = f'tensorrt ({self.precision}, {built.key.device})'
 
     def _passes(self, names: Sequence[str]) -> Any:
         return self._network.passes

@@ -119,7 +119,7 @@ class TorchEngine(CudaEngine):
         else:
             require_torch_cuda(self.name)
         code = importlib.import_module('owseg_ros.engine.torch_network')
-        precision = options.resolved_precision
+        self.precision = precision = options.resolved_precision
         code.check_device(options.device, precision)
         self.on_gpu = options.device != 'cpu'
         self._options, self._code, self._note = options, code, machine.note

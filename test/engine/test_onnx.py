@@ -21,6 +21,7 @@ from owseg_ros.bundle import ClassInfo, load_bundle
 from owseg_ros.engine import create_engine, EngineError, OnnxEngine
 from owseg_ros.engine.network import is_finite
 from owseg_ros.engine.onnx import available_providers, physical_cores
+from owseg_ros.engine.preprocess import pack
 from owseg_ros.frame import Frame
 from owseg_ros.readout import reference
 import pytest
@@ -174,6 +175,10 @@ def test_fixed_batch_runs_in_chunks(tmp_path, engine, size):
     frames = [Frame(paint(96, 64, color)) for color in np.eye(3, dtype=np.uint8) * 255]
     for count in (1, 3):
         found = fixed.infer(frames[:count], pixel_features=True)
+        prepared = pack(frames[:count], fixed.input)
+        masks, logits = fixed.run_batch(prepared, ('mask_logits', 'class_logits'))
+        np.testing.assert_array_equal(masks, found.mask_logits)
+        assert logits.shape == (count, *logits.shape[1:])
         expected = engine.infer(frames[:count], pixel_features=True)
         np.testing.assert_allclose(found.mask_logits, expected.mask_logits, atol=1e-4)
         np.testing.assert_allclose(found.pixel_features, expected.pixel_features, atol=1e-5)

@@ -26,25 +26,35 @@ from typing import Any, TYPE_CHECKING
 from owseg_training.bench.official import official_order
 
 if TYPE_CHECKING:
-    from owseg_ros.bench.peers import PeerPipeline
+    from owseg_ros.bench.peers import PeerPipeline, PeerRun
     from owseg_ros.bundle import Bundle
+    from owseg_ros.engine import Engine
 
-__all__ = ['draw_growth', 'hugging_face', 'hugging_face_around', 'official_order', 'packages']
+__all__ = ['draw_growth', 'export', 'hugging_face', 'hugging_face_around', 'official_order',
+           'packages']
 
 
-def hugging_face(kind: str, size: tuple[int, int], threads: int, cache: Path, compiled: bool,
-                 say: Callable[[str], None]) -> PeerPipeline:
+def hugging_face(kind: str, size: tuple[int, int], batch: int | None, run: PeerRun, cache: Path,
+                 program: bool, say: Callable[[str], None]) -> PeerPipeline:
     """Return Hugging Face's pipeline; opened late, for what only needs torch."""
     from owseg_training.bench.pipeline import open_pipeline
 
-    return open_pipeline(kind, size, threads, cache, compiled, say)
+    return open_pipeline(kind, size, batch, run, cache, program, say)
 
 
-def hugging_face_around(bundle: Bundle, threads: int) -> PeerPipeline:
+def export(kind: str, size: tuple[int, int], batch: int | None, cache: Path, program: bool,
+           say: Callable[[str], None]) -> Path:
+    """Return the folder of the bundle of Hugging Face's network; opened late, as above."""
+    from owseg_training.bench.pipeline import exported
+
+    return exported(kind, size, batch, cache, program, say)
+
+
+def hugging_face_around(bundle: Bundle, engine: Engine, run: PeerRun) -> PeerPipeline:
     """Return Hugging Face's processing around a bundle's network; opened late, as above."""
     from owseg_training.bench.pipeline import open_around
 
-    return open_around(bundle, threads)
+    return open_around(bundle, engine, run)
 
 
 def draw_growth(growth: dict[str, Any], path: Path) -> None:
