@@ -49,6 +49,7 @@ from owseg_training.language import choose_threshold, language_section
 from owseg_training.network import MaskClassifier
 from owseg_training.network.frozen_clip import FROZEN_CLIP
 from owseg_training.network.metric_head import MetricHead
+from owseg_training.onnx_operators import TRANSLATIONS
 from owseg_training.onnx_traces import remove_traces
 from owseg_training.program import export_program, PROGRAM, program_parity
 from owseg_training.prototypes import KNOWN_PROTOTYPES
@@ -118,7 +119,7 @@ def export_onnx(network: MaskClassifier, path: str | Path, size: tuple[int, int]
     torch.onnx.export(
         exported, (example,), str(path), input_names=['image'],
         output_names=list(exported.outputs), opset_version=OPSET, dynamo=True, external_data=False,
-        dynamic_shapes=shapes, verbose=False)
+        dynamic_shapes=shapes, custom_translation_table=TRANSLATIONS, verbose=False)
     remove_traces(path)
     onnx.checker.check_model(str(path), full_check=True)
 

@@ -35,7 +35,42 @@ def test_shapes_and_deep_supervision():
     assert prediction.pixel_features.shape == (2, 32, 16, 24)
     assert prediction.pixel_logits.shape == (2, 5, 16, 24)
     assert len(prediction.auxiliary) == 3
-    assert network.eval()(torch.randn(1, 3, 64, 64)).pixel_logits is None
+    alone = network.eval()(torch.randn(1, 3, 64, 64))
+    assert alone.pixel_logits is None and not alone.auxiliary
+
+
+def test_training_and_evaluation_predict_the_same():
+    network = MaskClassifier(small_config(), 5)
+    # A mask head of this size, so that no mask is near one half everywhere.
+    with torch.no_grad():
+        network.transformer_decoder.mask_embed[-1].weight.mul_(30)
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        trained, alone = network.train()(image), network.eval()(image)
+    assert torch.allclose(trained.mask_logits, alone.mask_logits, atol=1e-5)
+    assert torch.allclose(trained.class_logits, alone.class_logits, atol=1e-5)
+
+
+def test_layers_look_where_the_masks_before_them_are_when_resized():
+    config = small_config(decoder_layers=2)
+    network = MaskClassifier(config, 5).train()
+    decoder = network.transformer_decoder
+    with torch.no_grad():
+        decoder.mask_embed[-1].weight.mul_(30)
+    looked = []
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(lambda layer, inputs: looked.append(inputs[4]))
+    with torch.no_grad():
+        prediction = network(torch.randn(2, 3, 64, 96))
+    assert len(looked) == len(prediction.auxiliary) == 2
+    for (_, mask_logits), stride, blocked in zip(
+            prediction.auxiliary, config.attention_strides, looked):
+        resized = torch.nn.functional.interpolate(
+            mask_logits, size=(64 // stride, 96 // stride), mode='bilinear', align_corners=False)
+        expected = MaskedAttentionDecoder._blocked(resized.flatten(2))
+        certain = (resized.abs() > 1e-4).flatten(2)
+        assert blocked.any() and certain.float().mean() > 0.99
+        assert torch.equal(blocked[certain], expected[certain])
 
 
 def test_sizes_must_be_multiples_of_32():
@@ -65,9 +100,9 @@ def test_attention_equals_torch():
 
 
 def test_empty_masks_attend_everywhere():
-    logits = torch.full((1, 2, 8, 8), -5.0)
-    logits[0, 1, :, :4] = 5.0
-    blocked = MaskedAttentionDecoder._blocked(logits, torch.Size((4, 4)))
+    logits = torch.full((1, 2, 4, 4), -5.0)
+    logits[0, 1, :, :2] = 5.0
+    blocked = MaskedAttentionDecoder._blocked(logits.flatten(2))
     assert not blocked[0, 0].any()
     assert blocked[0, 1].reshape(4, 4)[:, 2:].all()
     assert not blocked[0, 1].reshape(4, 4)[:, :2].any()

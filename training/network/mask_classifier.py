@@ -36,13 +36,13 @@ class Prediction:
     Output of the mask classifier for a batch.
 
     class_logits [B, N, K+1] (last column: no object; with an outlier class [B, N, K+2] and its
-    column before that), mask_logits [B, N, H/4, W/4],
-    pixel_features [B, C, H/4, W/4]; auxiliary: (class_logits, mask_logits) of the earlier
-    predictions for deep supervision; pixel_logits [B, K, H/4, W/4] of the per-pixel auxiliary
-    head, in training only; outlier_logits [B, 2, H/4, W/4] (inlier, outlier) of DenseHybrid's;
-    embeddings: of the regions in a text space, where the network has a head for them.
+    column before that), mask_logits [B, N, H/4, W/4], pixel_features [B, C, H/4, W/4];
+    outlier_logits [B, 2, H/4, W/4] (inlier, outlier) of DenseHybrid's; embeddings: of the regions
+    in a text space, where the network has a head for them. In training only: auxiliary,
+    (class_logits, mask_logits) of the earlier predictions for deep supervision, and pixel_logits
+    [B, K, H/4, W/4] of the per-pixel auxiliary head.
     Where classes are classified by text, class_logits are those of the loss in training, else
-    logarithms of the ensemble's probabilities, and auxiliary is empty then (see frozen_clip).
+    logarithms of the ensemble's probabilities (see frozen_clip).
     """
 
     class_logits: torch.Tensor

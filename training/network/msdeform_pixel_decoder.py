@@ -21,6 +21,7 @@ strides 8, 16 and 32: encoder_strides of the configuration.
 
 from __future__ import annotations
 
+from functools import reduce
 import math
 
 from owseg_training.config import NetworkConfig
@@ -79,25 +80,28 @@ class DeformableAttention(nn.Module):
                 sizes: list[tuple[int, int]]) -> torch.Tensor:
         """Sample and mix the values."""
         length, heads, points = query.shape[1], self.heads, self.points
-        # [B, heads, L, levels, points (, 2)]
-        offsets = self.sampling_offsets(query).float().reshape(
-            -1, length, heads, self.levels, points, 2).transpose(1, 2)
+        # grid_sample's coordinates go from -1 to 1.
+        cells = torch.tensor([[width, height] for height, width in sizes], device=query.device)
+        scale = (2 / cells)[None, :, None].expand(heads, -1, points, -1)
+        centres = (2 * references - 1).expand(points, -1, -1)
+        # [B, heads, levels, points, L (, 2)]: long rows, which run times are fast at.
+        offsets = (self.sampling_offsets(query).float() * scale.flatten()).reshape(
+            -1, length, heads, self.levels, points, 2).permute(0, 2, 3, 4, 1, 5)
         weights = self.attention_weights(query).float().reshape(
-            -1, length, heads, self.levels * points).softmax(3).transpose(1, 2)
+            -1, length, heads, self.levels * points).softmax(3).unflatten(
+                3, (self.levels, points)).permute(0, 2, 3, 4, 1)
         values = self.value_proj(value).float().transpose(1, 2)
-        sampled = []
+        mixed = []
         for level, (part, (height, width)) in enumerate(
                 zip(values.split([h * w for h, w in sizes], 2), sizes)):
-            part = part.reshape(-1, values.shape[1] // heads, height, width)
-            cells = torch.tensor([width, height], dtype=torch.float32, device=query.device)
-            places = references[:, None] + offsets[:, :, :, level] / cells
-            grid = (2 * places - 1).flatten(0, 1)
-            sampled.append(functional.grid_sample(
-                part, grid, mode='bilinear', padding_mode='zeros', align_corners=False))
-        # [B * heads, C / heads, L, levels * points]
-        mixed = (torch.cat(sampled, 3) * weights.flatten(0, 1)[:, None]).sum(3)
-        mixed = mixed.reshape(-1, values.shape[1], length).transpose(1, 2)
-        return self.output_proj(mixed.to(query.dtype))
+            # [B * heads, C / heads, points, L]
+            sampled = functional.grid_sample(
+                part.reshape(-1, values.shape[1] // heads, height, width),
+                (offsets[:, :, level] + centres).flatten(0, 1),
+                mode='bilinear', padding_mode='zeros', align_corners=False)
+            mixed.append((sampled * weights[:, :, level].flatten(0, 1)[:, None]).sum(2))
+        total = reduce(torch.add, mixed).reshape(-1, values.shape[1], length).transpose(1, 2)
+        return self.output_proj(total.to(query.dtype))
 
 
 class DeformableEncoderLayer(nn.Module):

@@ -59,7 +59,7 @@ def mask_pool(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     features [B, C, h, w]; masks [B, N, h, w], 0..1.  Returns [B, N, C]; zeros for empty masks.
     """
     weights = masks.flatten(2)
-    sums = torch.einsum('bcp,bnp->bnc', features.flatten(2), weights)
+    sums = weights @ features.flatten(2).transpose(1, 2)
     return sums / weights.sum(2).clamp(min=1e-6)[..., None]
 
 

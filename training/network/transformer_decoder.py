@@ -19,6 +19,8 @@ Masked attention (Mask2Former; RbA A.1) and OpenSeg's region-image cross-attenti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from owseg_training.config import NetworkConfig
 from owseg_training.network.position import SinePositionEncoding
 import torch
@@ -31,7 +33,7 @@ class Attention(nn.Module):
     Multi-head attention with torch's parameter names and a boolean mask.
 
     forward: query [B, N, C], key and value [B, L, C], blocked bool [B, N, L] (True: must not
-    attend) to [B, N, C].
+    attend; no row is True everywhere) to [B, N, C].
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -53,7 +55,10 @@ class Attention(nn.Module):
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (functional.linear(x, w, b).unflatten(2, (self.heads, -1)).transpose(1, 2)
                    for x, w, b in zip((query, key, value), weights, biases))
-        mask = None if blocked is None else ~blocked[:, None]
+        # Added, not boolean: an export guards a boolean one against rows that are all blocked.
+        # Finite, because INT8 needs a range.
+        mask = None if blocked is None else torch.zeros_like(
+            blocked, dtype=q.dtype).masked_fill(blocked, torch.finfo(q.dtype).min)[:, None]
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -101,12 +106,18 @@ class _QueryDecoder(nn.Module):
     class_embed: nn.Linear
     mask_embed: MaskMLP
 
-    def _predict(self, queries: torch.Tensor, pixel_features: torch.Tensor,
-                 ) -> tuple[torch.Tensor, torch.Tensor]:
-        normed = self.decoder_norm(queries)
-        embedding = self.mask_embed(normed)
-        masks = embedding @ pixel_features.flatten(2)
-        return self.class_embed(normed), masks.unflatten(2, pixel_features.shape[-2:])
+    def _embed_masks(self, queries: torch.Tensor) -> torch.Tensor:
+        return self.mask_embed(self.decoder_norm(queries))
+
+    def _predict(self, queries: Sequence[torch.Tensor], pixel_features: torch.Tensor,
+                 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Predict from the queries after each layer in training, else after the last alone."""
+        predictions = []
+        for layer in queries if self.training else queries[-1:]:
+            masks = self._embed_masks(layer) @ pixel_features.flatten(2)
+            predictions.append((self.class_embed(self.decoder_norm(layer)),
+                                masks.unflatten(2, pixel_features.shape[-2:])))
+        return predictions
 
 
 class MaskedAttentionDecoder(_QueryDecoder):
@@ -115,9 +126,10 @@ class MaskedAttentionDecoder(_QueryDecoder):
 
     The layers take the feature maps of attention_strides in turn (Mask2Former: 32, 16, 8; RbA's
     released networks: 32) and look only where the prediction before them has its mask.
-    forward: (pyramid dict stride -> [B, C, H/s, W/s], F [B, mask_dim, H/4, W/4]) to a list, one
-    entry a prediction (the learnable queries' first, the last layer's last), of class_logits
-    [B, N, K+1] and mask_logits [B, N, H/4, W/4] (RbA eq 1 before the sigmoid).
+    forward: (pyramid dict stride -> [B, C, H/s, W/s], F [B, mask_dim, H/4, W/4]) to a list of
+    class_logits [B, N, K+1] and mask_logits [B, N, H/4, W/4] (RbA eq 1 before the sigmoid): in
+    training one entry a prediction (the learnable queries' first, the last layer's last), else
+    the last layer's alone.
     """
 
     def __init__(self, config: NetworkConfig, num_classes: int) -> None:
@@ -136,29 +148,32 @@ class MaskedAttentionDecoder(_QueryDecoder):
         self.mask_embed = MaskMLP(width, config.mask_dim)
 
     @staticmethod
-    def _blocked(mask_logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
-        resized = functional.interpolate(
-            mask_logits.detach(), size=size, mode='bilinear', align_corners=False)
-        # Not the same as resized < 0: the sigmoid rounds tiny negative logits to one half.
-        blocked = (resized.sigmoid() < 0.5).flatten(2)
+    def _blocked(mask_logits: torch.Tensor) -> torch.Tensor:
+        """Return where the masks [B, N, L] of the queries are not, bool [B, N, L]."""
+        # Not the same as mask_logits < 0: the sigmoid rounds tiny negative logits to one half.
+        blocked = mask_logits.sigmoid() < 0.5
         # A query whose mask is empty attends everywhere, or its softmax would have no support.
         return blocked & ~blocked.all(2, keepdim=True)
 
     def forward(self, pyramid: dict[int, torch.Tensor], pixel_features: torch.Tensor,
                 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Predict after every layer."""
+        """Refine the queries and predict."""
         batch = pixel_features.shape[0]
-        queries = self.query_feat.weight[None].expand(batch, -1, -1)
+        queries = [self.query_feat.weight[None].expand(batch, -1, -1)]
         query_position = self.query_embed.weight[None]
-        predictions = [self._predict(queries, pixel_features)]
+        # Resizing is linear, as the sum over channels is: Mask2Former resizes N masks a layer.
+        resized = [functional.interpolate(
+            pixel_features.detach(), size=pyramid[stride].shape[-2:], mode='bilinear',
+            align_corners=False).flatten(2) for stride in self.strides[:len(self.layers)]]
         for index, layer in enumerate(self.layers):
             level = index % len(self.strides)
             feature = pyramid[self.strides[level]]
             memory = feature.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
-            blocked = self._blocked(predictions[-1][1], feature.shape[-2:])
-            queries = layer(queries, query_position, memory, self.position(feature), blocked)
-            predictions.append(self._predict(queries, pixel_features))
-        return predictions
+            with torch.no_grad():
+                blocked = self._blocked(self._embed_masks(queries[-1]) @ resized[level])
+            queries.append(layer(queries[-1], query_position, memory, self.position(feature),
+                                 blocked))
+        return self._predict(queries, pixel_features)
 
 
 class RegionCrossAttentionLayer(nn.Module):
@@ -208,15 +223,13 @@ class RegionCrossAttentionDecoder(_QueryDecoder):
 
     def forward(self, pyramid: dict[int, torch.Tensor], pixel_features: torch.Tensor,
                 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Predict after every layer."""
-        queries = self.query_feat.weight[None].expand(pixel_features.shape[0], -1, -1)
-        predictions = [self._predict(queries, pixel_features)]
+        """Refine the queries and predict."""
+        queries = [self.query_feat.weight[None].expand(pixel_features.shape[0], -1, -1)]
         for index, layer in enumerate(self.layers):
             feature = pyramid[self.strides[index % len(self.strides)]]
             memory = feature.flatten(2).transpose(1, 2) + self.position(feature)
-            queries = layer(queries, memory)
-            predictions.append(self._predict(queries, pixel_features))
-        return predictions
+            queries.append(layer(queries[-1], memory))
+        return self._predict(queries, pixel_features)
 
 
 TRANSFORMER_DECODERS = {
