@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import hashlib
 import importlib.metadata
 import logging
 from pathlib import Path
@@ -31,6 +32,7 @@ from owseg_ros.engine import Engine
 from owseg_ros.engine.preprocess import pack
 from owseg_ros.engine.torch_network import DTYPES
 from owseg_ros.frame import Frame
+import owseg_training
 from owseg_training.convert import from_hugging_face
 from owseg_training.convert.run_folder import CITYSCAPES, MEAN, STD
 from owseg_training.export import export_onnx, ExportedNetwork
@@ -70,6 +72,17 @@ def _make(kind: str) -> Any:
         num_queries=100, **options)).eval()
 
 
+def _graph_writer() -> str:
+    """Return a digest of the code that the exported graph is written by."""
+    package = Path(owseg_training.__path__[0])
+    digest = hashlib.sha256()
+    for path in (*sorted(package.glob('network/*.py')), package / 'export.py',
+                 package / 'program.py',
+                 *sorted(package.glob('onnx_*.py'))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def _is_there(folder: Path, program: bool) -> bool:
     try:
         return load_bundle(folder).program is not None or not program
@@ -84,9 +97,9 @@ def exported(kind: str, size: tuple[int, int], batch: int | None, cache: Path, p
 
     It is made where it is not there, or has no program where one is wanted.
     """
-    # What the weights of a seed depend on.
-    made_by = '_'.join(importlib.metadata.version(name).partition('+')[0]
-                       for name in ('torch', 'transformers'))
+    # What the weights of a seed and the graph depend on.
+    made_by = '_'.join((*(importlib.metadata.version(name).partition('+')[0]
+                          for name in ('torch', 'transformers')), _graph_writer()))
     folder = Path(cache) / f'{kind}_{size[0]}x{size[1]}_batch_{batch or "any"}_{made_by}'
     if not _is_there(folder, program):
         say(f'exporting {_KINDS[kind][0]} to {folder}, once')
