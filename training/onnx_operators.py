@@ -19,8 +19,7 @@ from collections.abc import Callable
 import math
 from typing import Any
 
-import onnx_ir
-from onnxscript import opset18 as op
+from onnxscript import ir, opset18 as op
 from onnxscript.function_libs.torch_lib.ops.nn import aten_gelu
 import torch
 
@@ -31,7 +30,7 @@ def _gelu(x: Any, approximate: str = 'none') -> Any:
         return aten_gelu(x, approximate)
 
     def number(value: float) -> Any:
-        return onnx_ir.tensor(value, dtype=x.dtype)
+        return ir.tensor(value, dtype=x.dtype)
 
     error = op.Erf(op.Div(x, number(math.sqrt(2))))
     return op.Mul(op.Mul(x, op.Add(error, number(1.0))), number(0.5))
