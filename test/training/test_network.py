@@ -51,6 +51,17 @@ def test_training_and_evaluation_predict_the_same():
     assert torch.allclose(trained.class_logits, alone.class_logits, atol=1e-5)
 
 
+@pytest.mark.parametrize('half', [False, True])
+def test_masks_teach_their_embedding(half):
+    # Some versions of autocast keep weights that were first cast without gradients.
+    network = MaskClassifier(small_config(), 5).train()
+    with torch.autocast('cpu', torch.bfloat16, enabled=half):
+        prediction = network(torch.randn(1, 3, 64, 64))
+    prediction.mask_logits.float().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0
+               for p in network.transformer_decoder.mask_embed.parameters())
+
+
 def test_layers_look_where_the_masks_before_them_are_when_resized():
     config = small_config(decoder_layers=2)
     network = MaskClassifier(config, 5).train()

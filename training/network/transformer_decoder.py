@@ -169,8 +169,8 @@ class MaskedAttentionDecoder(_QueryDecoder):
             level = index % len(self.strides)
             feature = pyramid[self.strides[level]]
             memory = feature.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
-            with torch.no_grad():
-                blocked = self._blocked(self._embed_masks(queries[-1]) @ resized[level])
+            # Not under no_grad: autocast would keep weights that it cast there, without gradients.
+            blocked = self._blocked(self._embed_masks(queries[-1]) @ resized[level])
             queries.append(layer(queries[-1], query_position, memory, self.position(feature),
                                  blocked))
         return self._predict(queries, pixel_features)
