@@ -47,7 +47,7 @@ from owseg_ros.errors import OwsegError
 from owseg_ros.readout.cpu import SCORE_TOLERANCES, TOLERANCE
 from owseg_ros.readout.objects import ObjectSettings, refine, REST
 from owseg_ros.readout.readout import Readout, Task
-from owseg_ros.readout.reference import interpolation_taps
+from owseg_ros.readout.taps import interpolation_taps
 
 # A tile of the output is computed by one program; with the columns, what it keeps in registers.
 TILE_ROWS, TILE_COLUMNS = 16, 32

@@ -437,6 +437,38 @@ def resample(levels, row_first, row_second, row_share, column_first, column_seco
 
 
 @_inner
+def _guided(slope_first, slope_second, offset_first, offset_second, share, guide, gain, floor,
+            out):
+    rest = float32(1) - share
+    for x in range(len(out)):
+        slope = rest * slope_first[x] + share * slope_second[x]
+        value = slope * float32(guide[x]) + (rest * offset_first[x] + share * offset_second[x])
+        out[x] = gain * min(max(value, float32(0)), float32(1)) + floor
+
+
+@_compiled(types.void(_FLOATS_3D, _BYTES_2D, *_TAPS, *_TAPS, _FLOATS, float32, float32,
+                      _FLOATS_OUT_3D, _FLOATS_OUT_2D))
+def apply_guide(lines, guide, row_first, row_second, row_share, column_first, column_second,
+                column_share, phases, gain, floor, wide, out):
+    """
+    Write gain * clip(slope * guide + offset, 0, 1) + floor for rows of a frame, [rows, W].
+
+    lines: [2, h, w], slope and offset, which are enlarged as in `resample`; guide: [rows, W];
+    wide: [2, 2, W], to compute in.
+    """
+    widened = -1
+    for y in range(len(row_share)):
+        first, second = row_first[y], row_second[y]
+        for row in range(max(first, widened + 1), second + 1):
+            for k in range(2):
+                _widen(lines[k, row], 0, out.shape[1], 0, column_first, column_second,
+                       column_share, phases, float32(1), wide[k, row % 2])
+            widened = row
+        _guided(wide[0, first % 2], wide[0, second % 2], wide[1, first % 2], wide[1, second % 2],
+                row_share[y], guide[y], gain, floor, out[y])
+
+
+@_inner
 def _raise_best(row, k, best, ids):
     for x in range(len(row)):
         ids[x] = k if row[x] > best[x] else ids[x]

@@ -43,13 +43,12 @@ A band of rows is made, folded and forgotten, so no array has both all columns a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 import math
 from typing import Optional
 
 import numpy as np
 from owseg_ros.readout import kernels
-from owseg_ros.readout.reference import interpolation_taps
+from owseg_ros.readout.taps import Taps
 
 SCORE_TOLERANCES = 5
 # How much of the tolerance may go into queries that are left out altogether.
@@ -64,44 +63,6 @@ VECTORS = 32
 BANDS_TOGETHER = 4
 # Bands have fewer rows where there are so many columns that L would have more floats than this.
 BAND_FLOATS = 1 << 20
-
-
-@dataclass(frozen=True)
-class Taps:
-    """
-    Between which pixels of one axis those of another lie.
-
-    first, second: int64 [n], pixels of the one; share: float32 [n], of the second of them.
-    phases: float32 [factor], where the one is stretched by a whole factor, else [0], see
-    kernels._stretch_whole.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    share: np.ndarray
-    phases: np.ndarray
-
-    @classmethod
-    def between(cls, size_in: int, size_out: int) -> Taps:
-        """Return those of linear resampling, see reference.interpolation_taps."""
-        first, second, share = interpolation_taps(size_in, size_out)
-        # No more pixels than are needed: a band of masks of L's own size has their rows only.
-        second = np.where(share > 0, second, first)
-        factor = 0 if size_out % size_in else size_out // size_in
-        phase = np.arange(factor)
-        phases = (2 * phase + 1 - factor) / (2 * max(1, factor)) + (2 * phase + 1 < factor)
-        return cls(first.astype(np.int64), second.astype(np.int64), share.astype(np.float32),
-                   phases.astype(np.float32))
-
-    def part(self, start: int, stop: int, origin: int = 0) -> Taps:
-        """Return those of some pixels, of an axis that begins at `origin`."""
-        return Taps(self.first[start:stop] - origin, self.second[start:stop] - origin,
-                    self.share[start:stop], self.phases)
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return first, second and share."""
-        return self.first, self.second, self.share
 
 
 def _edges(size: int, unit: int, length: int, together: int = 1) -> np.ndarray:

@@ -39,13 +39,14 @@ threshold on refined maps, when it is used on refined maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Callable, Optional
 
 import cv2
 import numpy as np
 from owseg_ros.compiled import compile_all
 from owseg_ros.readout import kernels
+from owseg_ros.readout.taps import Taps
 
 # The weight e of a pixel's own score where no mask claims it: below that of a weak claim.
 REST = 0.03
@@ -86,15 +87,22 @@ Pool = Callable[[np.ndarray, Any, np.ndarray], np.ndarray]
 # Runs work(worker, items) over all items, dealt out to workers.
 Share = Callable[[Callable[[int, range], None], range], Any]
 
-# Groups of masks that are pooled side by side. Their number is fixed, so that sums do not depend
-# on that of the workers.
+
+def _alone(work: Callable[[int, range], None], items: range) -> None:
+    work(0, items)
+
+
+# Groups of masks, and then of rows, that are worked on side by side. Their number is fixed, so
+# that sums do not depend on that of the workers.
 _GROUPS = 4
+
+_taps = lru_cache(maxsize=16)(Taps.between)
 
 
 def refine(score: np.ndarray, mask_logits: Any,
            probabilities: Optional[np.ndarray] = None, image: Optional[np.ndarray] = None,
            settings: ObjectSettings = DEFAULTS, pool: Optional[Pool] = None,
-           share: Optional[Share] = None) -> np.ndarray:
+           share: Share = _alone) -> np.ndarray:
     """
     Return the anomaly score grouped into objects, float32 [H, W]; see the module's docstring.
 
@@ -103,15 +111,15 @@ def refine(score: np.ndarray, mask_logits: Any,
     probabilities: float [N, K], the no-object column dropped; None lets all queries vote alike.
     image: the frame, uint8 [*, *, 3] or [*, *] of any size; RGB, but BGR will do. Without it a
         Gaussian stands in for the guided filter.
-    pool: does step 2 where the mask logits are, such as on a GPU; None does it here, where `share`
-    may spread it over threads.
+    pool: does step 2 where the mask logits are, such as on a GPU; None does it here. share:
+    spreads what is done here over threads.
 
     No input is modified. Raises ValueError where shapes or dtypes disagree or the score is not
     finite; mask logits must not be nan.
     """
     score = np.asarray(score)
     if pool is None:
-        mask_logits, pool = np.asarray(mask_logits), partial(_pool, share=share or _alone)
+        mask_logits, pool = np.asarray(mask_logits), partial(_pool, share=share)
         _check_float(mask_logits)
     _check(score, mask_logits, probabilities, image)
     shape = tuple(mask_logits.shape[1:])
@@ -128,11 +136,7 @@ def refine(score: np.ndarray, mask_logits: Any,
         low = cv2.morphologyEx(low, cv2.MORPH_CLOSE,
                                cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
     low = pool(low, mask_logits, _votes(len(mask_logits), probabilities, settings))
-    full = _sharpen(low, image, score.shape, settings)
-    np.clip(full, 0.0, 1.0, out=full)
-    full *= np.float32(ceiling - floor)
-    full += np.float32(floor)
-    return full
+    return _enlarge(low, image, score.shape, settings, floor, ceiling, share)
 
 
 def _check_float(mask_logits: np.ndarray) -> None:
@@ -162,10 +166,6 @@ def _votes(count: int, probabilities: Optional[np.ndarray],
         return np.ones(count, np.float32)
     claims = np.asarray(probabilities, np.float32).sum(axis=1)
     return settings.no_object_vote + (1 - settings.no_object_vote) * claims
-
-
-def _alone(work: Callable[[int, range], None], items: range) -> None:
-    work(0, items)
 
 
 def _pool(score: np.ndarray, mask_logits: np.ndarray, votes: np.ndarray,
@@ -201,20 +201,48 @@ def _shrunk(plane: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return small
 
 
-def _sharpen(score: np.ndarray, image: Optional[np.ndarray], shape: tuple[int, int],
-             settings: ObjectSettings) -> np.ndarray:
-    """Return step 3 of a score [h, w] at full resolution, float32 [H, W]."""
+def _enlarge(score: np.ndarray, image: Optional[np.ndarray], shape: tuple[int, int],
+             settings: ObjectSettings, floor: float, ceiling: float,
+             share: Share) -> np.ndarray:
+    """Return step 3 of a score [h, w] in 0..1, stretched to floor..ceiling, float32 [H, W]."""
     radius = settings.edge_radius
-    size = shape[::-1]
-    if not radius:
-        return cv2.resize(score, size, interpolation=cv2.INTER_LINEAR)
-    if image is None:
-        smooth = cv2.GaussianBlur(score, (0, 0), radius / 2, borderType=cv2.BORDER_REPLICATE)
-        return cv2.resize(smooth, size, interpolation=cv2.INTER_LINEAR)
+    if not radius or image is None:
+        if radius:
+            score = cv2.GaussianBlur(score, (0, 0), radius / 2, borderType=cv2.BORDER_REPLICATE)
+        full = cv2.resize(score, shape[::-1], interpolation=cv2.INTER_LINEAR)
+        np.clip(full, 0.0, 1.0, out=full)
+        full *= np.float32(ceiling - floor)
+        full += np.float32(floor)
+        return full
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if grey.shape != shape:
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    guide = _shrunk(grey, score.shape).astype(np.float32)
+        grey = cv2.resize(grey, shape[::-1], interpolation=cv2.INTER_AREA)
+    lines = _local_lines(score, _shrunk(grey, score.shape), radius, settings.edge_contrast)
+    grey = np.ascontiguousarray(grey)
+    full = np.empty(shape, np.float32)
+    down, across = (_taps(*sizes) for sizes in zip(score.shape, shape))
+    edges = [i * len(full) // _GROUPS for i in range(_GROUPS + 1)]
+
+    def work(worker: int, groups: range) -> None:
+        wide = np.empty((2, 2, shape[1]), np.float32)
+        for i in groups:
+            rows = slice(edges[i], edges[i + 1])
+            kernels.apply_guide(
+                lines, grey[rows], *down.part(rows.start, rows.stop).arrays, *across.arrays,
+                across.phases, ceiling - floor, floor, wide, full[rows])
+
+    share(work, range(_GROUPS))
+    return full
+
+
+def _local_lines(score: np.ndarray, guide: np.ndarray, radius: int,
+                 contrast: float) -> np.ndarray:
+    """
+    Return slope and offset of the line from brightness to score at each pixel, [2, h, w].
+
+    score: float32 [h, w]; guide: uint8 [h, w], brightness; eqs 5, 6 and 8 of He et al.
+    """
+    guide = guide.astype(np.float32)
     guide *= np.float32(1 / 255)
 
     def mean(plane):
@@ -223,10 +251,5 @@ def _sharpen(score: np.ndarray, image: Optional[np.ndarray], shape: tuple[int, i
     mean_guide, mean_score = mean(guide), mean(score)
     covariance = mean(guide * score) - mean_guide * mean_score
     variance = np.maximum(mean(guide * guide) - mean_guide * mean_guide, 0)
-    slope = covariance / (variance + np.float32(settings.edge_contrast))
-    offset = mean(mean_score - slope * mean_guide)
-    slope = mean(slope) * np.float32(1 / 255)
-    full = cv2.resize(slope, size, interpolation=cv2.INTER_LINEAR)
-    full *= grey
-    full += cv2.resize(offset, size, interpolation=cv2.INTER_LINEAR)
-    return full
+    slope = covariance / (variance + np.float32(contrast))
+    return np.stack([mean(slope) * np.float32(1 / 255), mean(mean_score - slope * mean_guide)])

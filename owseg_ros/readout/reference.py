@@ -33,23 +33,7 @@ import numpy as np
 from owseg_ros.bundle import ClassStatistics
 from owseg_ros.readout.maps import (
     ALL_MAPS, check_maps, Maps, NO_QUERY, ReadoutSettings, ScoreRegions, UNKNOWN_ID, UNLABELLED_ID)
-
-
-def interpolation_taps(size_in: int, size_out: int) -> tuple[
-        np.ndarray, np.ndarray, np.ndarray]:
-    """
-    Return between which pixels each output pixel of linear resampling lies, [size_out] each.
-
-    First and second pixel (intp), and the share of the second (float64). Half-pixel centres
-    (``align_corners=False``): output pixel i samples at (i + 0.5) * size_in / size_out - 0.5,
-    clamped to the first and last pixel.
-    """
-    if size_in < 1 or size_out < 1:
-        raise ValueError(f'sizes must be positive, not {size_in} and {size_out}')
-    position = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    position = np.clip(position, 0.0, size_in - 1.0)
-    low = np.floor(position).astype(np.intp)
-    return low, np.minimum(low + 1, size_in - 1), position - low
+from owseg_ros.readout.taps import interpolation_taps
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from owseg_ros.engine import create_engine
 from owseg_ros.frame import Frame
 from owseg_ros.readout import read_out, ReadoutSettings
 from owseg_ros.readout.objects import ObjectSettings, refine
+from owseg_ros.readout.reference import upsample_bilinear
 from owseg_training.evaluate import anomaly_metrics
 import pytest
 from support.data import data_path
@@ -118,6 +119,38 @@ def test_pixels_that_no_mask_claims_keep_their_score():
     one = refine(score, np.float32(15) * logits[:1], probabilities[:1], None, nothing)
     assert np.abs(one - own)[outside].max() < 1e-3
     assert one[96, 120] == pytest.approx(one[88, 100], abs=1e-2)
+
+
+def published_filter(score, guide, radius, contrast, grey):
+    """Return the guided filter of He et al., window by window (eqs 5, 6 and 8), enlarged."""
+    offsets = range(-radius, radius + 1)
+    rows, columns = (np.clip(np.arange(n)[:, None] + offsets, 0, n - 1) for n in score.shape)
+    slope, offset = np.empty(score.shape), np.empty(score.shape)
+    for y, x in np.ndindex(score.shape):
+        window = np.ix_(rows[y], columns[x])
+        means = guide[window].mean(), score[window].mean()
+        covariance = (guide[window] * score[window]).mean() - means[0] * means[1]
+        slope[y, x] = covariance / (guide[window].var() + contrast)
+        offset[y, x] = means[1] - slope[y, x] * means[0]
+    for plane in (slope, offset):
+        plane[...] = [[plane[np.ix_(r, c)].mean() for c in columns] for r in rows]
+    return upsample_bilinear(slope, grey.shape) * grey + upsample_bilinear(offset, grey.shape)
+
+
+@pytest.mark.parametrize('size', [(44, 60), (33, 45), (37, 52), (22, 30), (11, 15)])
+def test_the_guided_filter_is_the_published_one(size):
+    """Where the frame is enlarged by a whole factor and where it is not, and not at all."""
+    random = np.random.default_rng(9)
+    score, image = random.random(size, np.float32), random.integers(0, 256, size, dtype=np.uint8)
+    settings = ObjectSettings(closing=0, edge_radius=2, edge_contrast=0.01)
+    found = refine(score, np.zeros((0, 11, 15), np.float32), None, image, settings)
+    low, guide = (cv2.resize(plane.astype(np.float64), (15, 11), interpolation=cv2.INTER_AREA)
+                  for plane in (score, image))
+    floor, ceiling = low.min(), low.max()
+    expected = published_filter((low - floor) / (ceiling - floor), np.floor(guide + 0.5) / 255,
+                                2, 0.01, image / 255.0)
+    expected = floor + (ceiling - floor) * np.clip(expected, 0, 1)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (5, 3), (97, 131), (30, 200)])
