@@ -253,7 +253,7 @@ def road_classes(classes: Sequence[ClassSpec]) -> list[int]:
 
 
 def _rates(segmenter: Segmenter, road: DataSet) -> dict[str, float]:
-    scores, labels = anomaly_pixels(segmenter, road.items)
+    scores, labels = anomaly_pixels(segmenter, road)
     flagged = scores >= segmenter.bundle.anomaly.threshold
     return {'true_positive_rate': float(flagged[labels == 1].mean()),
             'false_positive_rate': float(flagged[labels == 0].mean())}
@@ -267,15 +267,15 @@ def measure(segmenter: Segmenter, data: Data, *, rates: bool = True) -> dict[str
     road_anomaly_plain is of the score by itself.
     """
     figures: dict[str, Any] = {
-        found.key: evaluate_closed_set(segmenter, found.items) for found in data.closed}
+        found.key: evaluate_closed_set(segmenter, found) for found in data.closed}
     if data.anomaly is not None:
-        figures['road_anomaly'] = evaluate_anomaly(segmenter, data.anomaly.items)
+        figures['road_anomaly'] = evaluate_anomaly(segmenter, data.anomaly)
         if rates:
             figures['road_anomaly']['at_threshold'] = _rates(segmenter, data.anomaly)
         if segmenter.settings.objects is not None:
             settings = segmenter.settings
             segmenter.settings = replace(settings, objects=None)
-            figures['road_anomaly_plain'] = evaluate_anomaly(segmenter, data.anomaly.items)
+            figures['road_anomaly_plain'] = evaluate_anomaly(segmenter, data.anomaly)
             segmenter.settings = settings
     return figures
 

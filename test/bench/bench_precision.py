@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from owseg_ros.segmenter import Segmenter
-from owseg_training.data.datasets import CamVid, read_image, read_label
+from owseg_training.data.datasets import CamVid
 from owseg_training.evaluate.metrics import ConfusionMatrix
 
 
@@ -44,11 +44,12 @@ def main() -> None:
     segmenters = [Segmenter(path, threads=options.threads) for path in options.bundles]
     for segmenter in segmenters:
         segmenter.warm_up()
-    items = CamVid('val', options.data).items[::options.every]
+    data_set = CamVid('val', options.data)
+    items = data_set.items[::options.every]
     matrices = [ConfusionMatrix(s.bundle.num_classes) for s in segmenters]
     times = np.empty((len(items), len(segmenters)))
     for row, item in enumerate(items):
-        image, label = read_image(item.image), read_label(item.label)
+        image, label = data_set.read(item)
         for turn in range(len(segmenters)):
             index = (row + turn) % len(segmenters)
             result = segmenters[index](image, maps=frozenset({'semantic'}))

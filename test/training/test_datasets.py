@@ -21,7 +21,7 @@ from owseg_training.data.cutouts import decode_rle
 from owseg_training.data.dataset import color_decoder
 from owseg_training.data.datasets import (
     CamVid, CocoCutouts, CutoutFolder, DATA_SETS, DataError, Item, open_cutouts, open_data_set,
-    read_items, RoadAnomaly)
+    RoadAnomaly)
 from owseg_training.data.label_sets import (
     class_map, ClassMapError, common_label_set, label_set, label_set_of, label_sets,
     load_class_map, map_by_names)
@@ -250,9 +250,9 @@ def test_labels_of_the_wrong_kind_are_refused(tmp_path):
         plain.read(plain.items[0])
     label.write_bytes(b'nothing')
     with pytest.raises(DataError, match='single-channel'):
-        read_items(plain.items)
+        plain.read(plain.items[0])
     with pytest.raises(DataError, match='cannot read the image'):
-        read_items([Item('a', label, label)])
+        plain.read(Item('a', label, label))
 
 
 def test_cutout_folder(tmp_path):

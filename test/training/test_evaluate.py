@@ -12,13 +12,14 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import json
+import shutil
 
 import cv2
 import numpy as np
 from owseg_ros.segmenter import Segmenter
 from owseg_training.cli import build_parser, main
 from owseg_training.data.datasets import CamVid, ClassMapError, DataError, open_data_set
-from owseg_training.data.label_sets import label_set
+from owseg_training.data.label_sets import label_set, map_by_names
 from owseg_training.evaluate import anomaly_metrics, closed_set_metrics
 from owseg_training.evaluate.bundle_figures import evaluate_anomaly, evaluate_closed_set
 from owseg_training.evaluate.evaluation import comparison, evaluate, evaluate_classes, Options
@@ -91,9 +92,9 @@ def test_default_call_gives_what_the_export_stores(data, bundle, capsys):
     report = json.loads(out)
     assert list(report) == ['model', 'camvid_val', 'road_anomaly']
     segmenter = Segmenter(bundle)
-    closed = evaluate_closed_set(segmenter, CamVid('val', data).items)
+    closed = evaluate_closed_set(segmenter, CamVid('val', data))
     road = open_data_set('road_anomaly', root=data)
-    odd = evaluate_anomaly(segmenter, road.items)
+    odd = evaluate_anomaly(segmenter, road)
     assert set(closed) <= set(report['camvid_val']) and set(odd) <= set(report['road_anomaly'])
     for name in ('mIoU', 'pixel_accuracy', 'frames', 'IoU'):
         assert report['camvid_val'][name] == pytest.approx(closed[name], abs=1e-12)
@@ -108,6 +109,28 @@ def test_default_call_gives_what_the_export_stores(data, bundle, capsys):
     assert point['false_positive_rate'] == pytest.approx(flagged[label == 0].mean())
     assert point['threshold'] == segmenter.bundle.anomaly.threshold
     assert report['model']['name'] == 'tiny' and report['model']['kind'] == 'bundle'
+
+
+def test_figures_of_the_export_read_labels_as_the_set_stores_them(data, bundle, tmp_path):
+    segmenter = Segmenter(bundle)
+    road = open_data_set('road_anomaly', root=data)
+    for item in road.items:
+        label = road.read_label(item)
+        frames = tmp_path / 'RoadAnomaly_jpg' / 'frames'
+        (frames / f'{item.name}.labels').mkdir(parents=True)
+        shutil.copyfile(item.image, frames / f'{item.name}.jpg')
+        write(frames / f'{item.name}.labels' / 'labels_semantic.png',
+              np.where(label == 1, 2, label).astype(np.uint8))
+    official = open_data_set('road_anomaly', root=tmp_path)
+    assert evaluate_anomaly(segmenter, official) == evaluate_anomaly(segmenter, road)
+    camvid = CamVid('val', data)
+    names = [c.name for c in camvid.classes]
+    turned = camvid.mapped(map_by_names(
+        names, camvid.classes, dict(zip(names, names[1:] + names[:1]))))
+    frames = [(segmenter(image, maps={'semantic'}).semantic, label)
+              for image, label in map(turned.read, turned.items)]
+    expected = closed_set_metrics(*zip(*frames), len(names))
+    assert evaluate_closed_set(segmenter, turned)['mIoU'] == expected['mIoU']
 
 
 def test_streamed_figures_equal_those_of_the_functions(data, bundle):

@@ -17,7 +17,7 @@ The data sets by name.
 open_data_set('camvid', 'val') finds a set at OWSEG_DATA, at ../shared/data, or at a path; its
 items, classes and labels look the same whatever the set.  Importable from here:
 
-DataSet, Item, ClassSpec, DataError, data_root, read_image, read_label, read_items, and the sets.
+DataSet, Item, ClassSpec, DataError, data_root, read_image, read_label, and the sets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from owseg_training.data.anomaly_sets import (
     FishyscapesLostAndFound, FishyscapesStatic, LostAndFound, RoadAnomaly, RoadAnomaly21,
     RoadObstacle21)
@@ -42,8 +41,8 @@ __all__ = [
     'ClassMapError', 'ClassSpec', 'CocoCutouts', 'Comma10k', 'Cutout', 'CUTOUT_SETS',
     'CutoutFolder', 'CutoutSet', 'data_root', 'DATA_SETS', 'DataError', 'DataSet',
     'FishyscapesLostAndFound', 'FishyscapesStatic', 'Idd', 'IddLite', 'ImageFolder', 'Item',
-    'label_set', 'LostAndFound', 'open_cutouts', 'open_data_set', 'read_image', 'read_items',
-    'read_label', 'RoadAnomaly', 'RoadAnomaly21', 'RoadObstacle21', 'VOID']
+    'label_set', 'LostAndFound', 'open_cutouts', 'open_data_set', 'read_image', 'read_label',
+    'RoadAnomaly', 'RoadAnomaly21', 'RoadObstacle21', 'VOID']
 
 DATA_SETS: dict[str, type[DataSet]] = {
     cls.name: cls for cls in (
@@ -84,8 +83,3 @@ def open_cutouts(name: str, split: str | None = None, root: str | Path | None = 
     if Path(name).is_dir():
         return CutoutFolder(name, categories, exclude)
     raise DataError(f'no cut-outs {name!r}; known: {", ".join(CUTOUT_SETS)}, or a folder')
-
-
-def read_items(items: Sequence[Item]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Read (RGB image, label) pairs; raises DataError for what cannot be read."""
-    return [(read_image(item.image), read_label(item.label)) for item in items]

@@ -15,48 +15,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from owseg_ros.segmenter import Segmenter
-from owseg_training.data.datasets import Item, read_image, read_label
+from owseg_training.data.datasets import DataSet
 from owseg_training.evaluate.metrics import ConfusionMatrix, pixel_metrics
 from tqdm import tqdm
 
 
-def evaluate_closed_set(segmenter: Segmenter, items: Sequence[Item]) -> dict[str, Any]:
+def evaluate_closed_set(segmenter: Segmenter, data_set: DataSet) -> dict[str, Any]:
     """
-    Closed-set figures at the size of the labels.
+    Closed-set figures at the size of the labels, of a set with the classes of the bundle.
 
     Returns mIoU, pixel_accuracy and IoU (dict name -> float, nan where undefined).
     """
     names = segmenter.bundle.class_names
     matrix = ConfusionMatrix(len(names))
-    for item in tqdm(items, desc='closed set', leave=False, disable=None):
-        image, label = read_image(item.image), read_label(item.label)
+    for item in tqdm(data_set.items, desc='closed set', leave=False, disable=None):
+        image, label = data_set.read(item)
         matrix.add(segmenter(image, maps=frozenset({'semantic'})).semantic, label)
     return {'mIoU': matrix.mean_iou(), 'pixel_accuracy': matrix.pixel_accuracy(),
-            'IoU': dict(zip(names, (float(v) for v in matrix.iou()))), 'frames': len(items)}
+            'IoU': dict(zip(names, (float(v) for v in matrix.iou()))),
+            'frames': len(data_set.items)}
 
 
-def anomaly_pixels(segmenter: Segmenter, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+def anomaly_pixels(segmenter: Segmenter, data_set: DataSet) -> tuple[np.ndarray, np.ndarray]:
     """
     Anomaly scores and labels of a set, pooled: (float32 [P], uint8 [P] of 0 and 1).
 
     Scores are at the size of the labels; pixels whose label is neither 0 nor 1 are dropped.
     """
     scores, labels = [], []
-    for item in tqdm(items, desc='anomaly', leave=False, disable=None):
-        label = read_label(item.label)
-        score = segmenter(read_image(item.image),
-                          maps=frozenset({'anomaly_score'})).anomaly_score
+    for item in tqdm(data_set.items, desc='anomaly', leave=False, disable=None):
+        image, label = data_set.read(item)
+        score = segmenter(image, maps=frozenset({'anomaly_score'})).anomaly_score
         valid = label <= 1
         scores.append(score[valid])
         labels.append(label[valid])
     return np.concatenate(scores), np.concatenate(labels)
 
 
-def evaluate_anomaly(segmenter: Segmenter, items: Sequence[Item]) -> dict[str, float]:
+def evaluate_anomaly(segmenter: Segmenter, data_set: DataSet) -> dict[str, float]:
     """Return pooled AP, AuROC and FPR95 of the anomaly score, and the number of frames."""
-    return {**pixel_metrics(*anomaly_pixels(segmenter, items)), 'frames': len(items)}
+    return {**pixel_metrics(*anomaly_pixels(segmenter, data_set)), 'frames': len(data_set.items)}
