@@ -128,7 +128,7 @@ class _Film(threading.Thread):
         self.path, self.fps = path, fps
         self.composer: FrameComposer | None = None
         self.writer: VideoWriter | None = None
-        self.error: OwsegError | None = None
+        self.error: Exception | None = None
         self.skipped = 0
         self._queue: queue.Queue = queue.Queue(maxsize=6)
 
@@ -146,14 +146,18 @@ class _Film(threading.Thread):
             raise self.error
 
     def run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            # What comes after an error is taken and dropped, or finish would wait for room.
+            if self.error is None:
+                self._attempt(self._write, *item)
+        if self.writer is not None:
+            self._attempt(self.writer.close)
+
+    def _attempt(self, act: Callable[..., None], *arguments: Any) -> None:
         try:
-            while (item := self._queue.get()) is not None:
-                if self.error is None:
-                    self._write(*item)
-            if self.writer is not None:
-                self.writer.close()
-        except OwsegError as error:
-            self.error = error
+            act(*arguments)
+        except Exception as error:
+            self.error = self.error or error
 
     def _write(self, arrays: dict[str, np.ndarray], title: str,
                queries: QueryPicture | None, names: list) -> None:

@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from owseg_ros.bundle import BundleError, default_bundle_path, load_bundle
 from owseg_ros.cli import main
-from owseg_ros.demo import DemoError, DemoOptions, QUERIES, run_demo
+from owseg_ros.demo import _Film, DemoError, DemoOptions, QUERIES, run_demo
 from owseg_ros.demo_queries import why_no_queries
 from owseg_ros.demo_teaching import DemoTeaching, describe, why_no_teaching
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
+from owseg_ros.pictures import VideoError
 from owseg_ros.scene import HAZARD_KINDS, StreetScene
 from owseg_ros.segmenter import Segmenter
 import pytest
@@ -47,6 +48,30 @@ def test_what_cannot_be_recorded_is_one_line(tmp_path, capsys, option, value, sa
     error = capsys.readouterr().err.strip()
     assert error.startswith('owseg: ') and says in error and '\n' not in error
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize('error', [VideoError('no codec'), cv2.error('no memory')])
+def test_a_film_that_cannot_be_written_ends_the_demo_and_does_not_hang_it(tmp_path, error):
+    class Composer:
+        size = (64, 48)
+
+        def compose(self, *pictures, **options):
+            raise error
+
+    film = _Film(tmp_path / 'demo.mp4', 5.0)
+    film.composer = Composer()
+    arrays = dict.fromkeys(('image', 'semantic/mask', 'anomaly/score', 'anomaly/mask'))
+    # More than wait in its queue, some of them before it starts and some after the error.
+    for _ in range(4):
+        film.offer(arrays, '', None, [])
+    film.start()
+    film.join(0.5)
+    for _ in range(12):
+        film.offer(arrays, '', None, [])
+    with pytest.raises(type(error), match='no'):
+        film.finish()
+    assert not film.is_alive()
 
 
 @pytest.mark.timeout(240)
