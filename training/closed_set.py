@@ -27,6 +27,7 @@ import time
 from typing import Any
 
 import numpy as np
+from owseg_ros.language.files import write_atomically
 from owseg_training.bundle_network import BUNDLE
 from owseg_training.class_texts import clip_class_texts, TEXT_SPACE
 from owseg_training.config import Config, config_from_dict, ConfigError, NetworkConfig
@@ -251,7 +252,8 @@ class ClosedSetTraining:
             self._begin_folder()
 
     def _begin_folder(self) -> None:
-        (self.folder / 'config.yaml').write_text(yaml.safe_dump(self.config.to_dict()))
+        write_atomically(self.folder / 'config.yaml',
+                         yaml.safe_dump(self.config.to_dict()).encode('utf-8'))
         (self.folder / 'classes.json').write_text(json.dumps({'classes': [
             {'id': i, 'name': c.name, 'colour': list(c.color)}
             for i, c in enumerate(self.data_set.classes)]}, indent=1))
@@ -259,9 +261,7 @@ class ClosedSetTraining:
         if log.is_file():
             # What a killed run wrote after its checkpoint is computed again.
             kept = [line for line in log.read_text().splitlines() if self._is_past(line)]
-            temporary = self.folder / 'log.tmp'
-            temporary.write_text(''.join(f'{line}\n' for line in kept))
-            os.replace(temporary, log)
+            write_atomically(log, ''.join(f'{line}\n' for line in kept).encode('utf-8'))
 
     def _is_past(self, line: str) -> bool:
         try:
@@ -454,8 +454,10 @@ class ClosedSetTraining:
                 saved = time.monotonic()
         self.save()
         if self.processes.first:
+            # Its being there says that the run is finished.
             save_file({k: v.contiguous() for k, v in self.average.state_dict().items()},
-                      str(self.folder / 'model.safetensors'))
+                      str(self.folder / 'model.tmp'))
+            os.replace(self.folder / 'model.tmp', self.folder / 'model.safetensors')
             if report:
                 write_report(self.folder, self.config,
                              lambda image: predict_scores(self.average, image, self.config))

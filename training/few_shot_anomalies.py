@@ -27,9 +27,10 @@ from owseg_ros.readout.reference import rba
 from owseg_training.data.datasets import open_data_set
 from owseg_training.evaluate import anomaly_metrics
 from owseg_training.evaluate.evaluation import ScoreFile
-from owseg_training.few_shot_benchmark import ALL, open_reader, Plan, write_json
+from owseg_training.few_shot_benchmark import ALL, open_reader, Plan
 from owseg_training.few_shot_frames import (
     CLOSED_SET, FrameReader, MASKS, MIN_AREA, REGIONS, URS)
+from owseg_training.finished_runs import write_json
 from owseg_training.novel_regions import as_regions, embed
 from owseg_training.open_world import reduced, scaled_track
 from owseg_training.prototypes import KNOWN_PROTOTYPES

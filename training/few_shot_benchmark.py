@@ -32,7 +32,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ from owseg_training.evaluate import ConfusionMatrix
 from owseg_training.few_shot import calibrate_class, choose_examples, class_examples, Example
 from owseg_training.few_shot_frames import (
     FrameReader, PIXELS, REGIONS, SeenFrame, SEPARATIONS)
-from owseg_training.finished_runs import is_finished
+from owseg_training.finished_runs import is_finished, write_json
 from owseg_training.mca import select_channels
 from owseg_training.meta_channels import MetaChannelTraining
 from owseg_training.metric import MetricTraining
@@ -235,14 +234,6 @@ def make_tuned(plan: Plan, method: str, setting: str, count: int, selection: str
         state.unlink()
     (folder / 'checkpoint.safetensors').unlink()
     return True
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a file at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(values))
-    os.replace(temporary, path)
 
 
 def class_order(plan: Plan, data_set: DataSet) -> DataSet:

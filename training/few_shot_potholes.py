@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from owseg_training.data.datasets import data_root, open_data_set, read_image
 from owseg_training.few_shot import choose_examples, Example, folder_examples
-from owseg_training.few_shot_benchmark import (
-    ALL, compared, open_reader, Plan, Teacher, write_json)
+from owseg_training.few_shot_benchmark import ALL, compared, open_reader, Plan, Teacher
 from owseg_training.few_shot_frames import SeenFrame, SEPARATIONS
+from owseg_training.finished_runs import write_json
 from tqdm import tqdm
 
 SHOTS = 5

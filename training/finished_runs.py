@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Runs that a benchmark made before and need not be made again."""
+"""What a benchmark made before and need not make again: runs, and figures in JSON."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from owseg_ros.language.files import write_atomically
 from owseg_training.config import Config, config_from_dict, ConfigError
 import yaml
 
@@ -51,3 +52,8 @@ def is_finished(folder: Path, config: Config, parts: Sequence[str]) -> bool:
         raise ConfigError(f'{folder} was made with another recipe ({", ".join(differing)}); '
                           'delete it or choose another folder')
     return (folder / 'model.safetensors').is_file()
+
+
+def write_json(path: Path, values: Any, indent: int | None = None) -> None:
+    """Write figures to a file at once or not at all, making its folder where there is none."""
+    write_atomically(path, json.dumps(values, indent=indent).encode('utf-8') + b'\n')

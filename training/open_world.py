@@ -47,7 +47,7 @@ from owseg_training.evaluate import anomaly_metrics, ConfusionMatrix
 from owseg_training.evaluate.baseline_scores import densehybrid_score, score_of
 from owseg_training.evaluate.components import Track, TRACKS
 from owseg_training.evaluate.evaluation import ScoreFile
-from owseg_training.finished_runs import is_finished
+from owseg_training.finished_runs import is_finished, write_json
 from owseg_training.outlier_losses import OUTLIER_LOSSES
 from owseg_training.outliers import OutlierTraining
 from owseg_training.transfer import ContinuedTraining
@@ -332,7 +332,7 @@ def evaluate_run(plan: Plan, setting: str, seed: int, method: str) -> dict[str, 
     found |= {ROAD_ANOMALY: _measure(reader, road, road.items, scores, plan.max_width, own),
               'mIoU': matrix.mean_iou(), 'frames': {CAMVID: len(items),
                                                     ROAD_ANOMALY: len(road.items)}}
-    listing.write_text(json.dumps(found, indent=1))
+    write_json(listing, found, indent=1)
     return found
 
 

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 import copy
 from dataclasses import dataclass, field
 import json
-import os
 from pathlib import Path
 import re
 from typing import Any
@@ -40,6 +39,7 @@ from owseg_training.config import (
 from owseg_training.data.datasets import DataSet, open_data_set
 from owseg_training.evaluate.pooled import PooledCurve
 from owseg_training.evaluate.predictors import CheckpointPredictor, Predictor
+from owseg_training.finished_runs import write_json
 from owseg_training.network import MaskClassifier
 from owseg_training.outliers import freeze_except, OutlierTraining
 from owseg_training.report import read_log
@@ -300,20 +300,13 @@ def measure(run: Path, config: Config, file: Path, anomaly_set: str,
             'mIoU': _miou(run, network, config), **scores,
             'parameters': parameters,
             'trainable': freeze_except(network, parts)[0] / parameters if parts else 1.0}
-        _write_json(file, figures)
+        write_json(file, figures, indent=1)
     for name in measures:
         if name not in figures.get('measured', ()):
             figures |= MEASURES[name](run)
             figures['measured'] = [*figures.get('measured', ()), name]
-            _write_json(file, figures)
+            write_json(file, figures, indent=1)
     return figures
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix('.tmp')
-    temporary.write_text(json.dumps(values, indent=1) + '\n')
-    os.replace(temporary, file)
 
 
 class SweepRunner:
