@@ -11,6 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import copy
+import dataclasses
 import json
 
 import cv2
@@ -21,9 +23,12 @@ from owseg_training.analysis.modes import (
 from owseg_training.analysis.run import open_run, Run
 from owseg_training.analysis.specialisation import (
     confident_queries, Specialisation, specialisation)
+from owseg_training.analysis.validation_losses import validation_losses
 from owseg_training.cli import main
 from owseg_training.closed_set import predict_scores
 from owseg_training.data.datasets import open_data_set, read_image
+from owseg_training.data.hidden import open_split
+from owseg_training.losses import SetCriterion
 from owseg_training.network import MaskClassifier
 import pytest
 from safetensors.torch import save_file
@@ -142,6 +147,41 @@ def test_hard_masking_runs_each_query_alone_and_soft_masking_drops_the_others(ru
         for k in range(3)])
     assert torch.allclose(scores['none'], everything, atol=1e-5)
     assert probability[list(QUERIES), range(3)].min() > 0.9
+
+
+def test_a_network_with_an_outlier_class_is_looked_at_like_any_other(run, data):
+    network = copy.deepcopy(run.network)
+    network.add_outlier_class()
+    other = dataclasses.replace(
+        run, network=network, config=dataclasses.replace(run.config, network=network.config))
+    data_set = open_data_set('camvid', 'val', data)
+    found, before = (specialisation(one, [data_set], limit=2) for one in (other, run))
+    assert found.counts.tolist() == before.counts.tolist() and found.counts.any()
+    assert found.mass.shape == (6, 3) and (found.mass <= before.mass).all()
+    image = read_image(data_set.items[0].image)
+    scores = dict(MaskedScores(other, np.array(QUERIES))(image))
+    assert {kind: len(values) for kind, values in scores.items()} == {
+        'hard': 3, 'soft': 3, 'none': 3}
+    assert validation_losses(other).keys() == {'class', 'mask', 'dice'}
+
+
+def test_losses_are_of_the_classes_that_a_run_knows(run, data):
+    """Hidden classes are void and the ids of the others have no gaps."""
+    config = copy.deepcopy(run.config)
+    config.data.hidden = ['a']
+    torch.manual_seed(0)
+    network = MaskClassifier(config.network, 2).eval()
+    other = dataclasses.replace(run, network=network, config=config, class_names=('b', 'c'))
+    data_set = open_split(config.data, 'val')
+    criterion = SetCriterion(config.loss, 2)
+    expected = []
+    with torch.inference_mode():
+        for index, item in enumerate(data_set.items):
+            image, label = data_set.read(item)
+            losses = criterion(network(other.stretch(image)), torch.from_numpy(label)[None],
+                               seeds=[index])
+            expected.append(losses['class'].item() / config.loss.class_weight)
+    assert validation_losses(other)['class'] == pytest.approx(np.mean(expected))
 
 
 def test_a_class_has_the_vote_of_its_query_only():

@@ -109,7 +109,7 @@ class MaskedScores:
                                          size)
         class_logits, mask_logits = network.transformer_decoder(pyramid, features)[-1]
         yield 'soft', specialised_scores(class_logits[0], mask_logits[0], self.queries, size)
-        yield 'none', class_scores(class_logits, mask_logits, size)[0]
+        yield 'none', class_scores(class_logits, mask_logits, size, network.num_classes)[0]
 
 
 def masking(run: Run, data_set: DataSet, queries: np.ndarray,

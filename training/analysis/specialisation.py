@@ -64,20 +64,22 @@ class Specialisation:
 
 
 def confident_queries(class_logits: torch.Tensor, mask_logits: torch.Tensor, threshold: float,
-                      ) -> tuple[torch.Tensor, torch.Tensor]:
+                      num_classes: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Return what a frame adds to the counts, bool [N, K], and to the mass, float [N, K].
 
-    class_logits [N, K+1], mask_logits [N, h, w].  Query n predicts a region of class k with high
-    confidence where k is the most probable of all K + 1, its probability reaches the threshold,
-    and the region is not empty: sigmoid(M_n) > 0.5 somewhere.
+    class_logits [N, K+1], mask_logits [N, h, w]; num_classes: K, where class_logits have an
+    outlier column too.  Query n predicts a region of class k with high confidence where k is the
+    most probable of all columns, its probability reaches the threshold, and the region is not
+    empty: sigmoid(M_n) > 0.5 somewhere.
     """
+    known = class_logits.shape[1] - 1 if num_classes is None else num_classes
     probability = class_logits.softmax(1)
     region = (mask_logits.flatten(1).amax(1) > 0)[:, None]
     top, winner = probability.max(1)
-    confident = (winner[:, None] == torch.arange(probability.shape[1] - 1, device=winner.device)
-                 ) & (top >= threshold)[:, None] & region
-    return confident, probability[:, :-1] * region
+    confident = (winner[:, None] == torch.arange(known, device=winner.device)) & (
+        top >= threshold)[:, None] & region
+    return confident, probability[:, :known] * region
 
 
 @torch.inference_mode()
@@ -96,7 +98,8 @@ def specialisation(run: Run, data_sets: Sequence[DataSet], threshold: float = TH
         for item in frames(data_set, limit, 'queries'):
             prediction = run.network(run.stretch(read_image(item.image)))
             confident, probability = confident_queries(
-                prediction.class_logits[0], prediction.mask_logits[0], threshold)
+                prediction.class_logits[0], prediction.mask_logits[0], threshold,
+                run.network.num_classes)
             counts += confident.cpu().numpy()
             mass += probability.double().cpu().numpy()
             seen += 1

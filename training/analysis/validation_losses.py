@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from owseg_training.analysis.run import frames, Run
-from owseg_training.data.datasets import open_data_set
+from owseg_training.data.hidden import open_split
 from owseg_training.losses import SetCriterion
 import torch
 
@@ -30,9 +30,9 @@ def validation_losses(run: Run) -> dict[str, float]:
     Queries are matched and points sampled as in training, with the index of the frame as seed.
     Raises DataError when the data set is missing.
     """
-    data, loss = run.config.data, run.config.loss
-    data_set = open_data_set(data.data_set, 'val', data.root)
-    criterion = SetCriterion(loss, run.network.num_classes)
+    loss = run.config.loss
+    data_set = open_split(run.config.data, 'val')
+    criterion = SetCriterion(loss, run.network.num_classes, run.config.network.outlier_class)
     weights = {'class': loss.class_weight, 'mask': loss.mask_weight, 'dice': loss.dice_weight}
     sums = dict.fromkeys(weights, 0.0)
     for index, item in enumerate(frames(data_set, None, 'losses')):
