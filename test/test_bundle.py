@@ -30,7 +30,7 @@ import numpy as np
 import owseg_ros
 from owseg_ros.bundle import (
     Bundle, BundleError, ClassInfo, default_bundle_path, EnsembleInfo, load_bundle, MANIFEST,
-    SameMeaning, sha256_of, write_bundle)
+    manifest_of, SameMeaning, sha256_of, write_bundle)
 from owseg_ros.bundle import installed
 from owseg_ros.errors import OwsegError
 import pytest
@@ -723,6 +723,18 @@ def test_write_takes_paths_subfolders_and_numpy_values(tmp_path):
     assert (bundle.path / 'docs' / 'card.md').read_bytes() == b'# card'
     assert source.exists()
     assert str(before) == str(manifest), 'the manifest of the caller was changed'
+
+
+def test_a_bundle_is_written_again_from_its_manifest(folder, tmp_path):
+    bundle = load_bundle(folder)
+    manifest = manifest_of(bundle)
+    again = write_bundle(tmp_path / 'again', {**manifest, 'version': '3.1'},
+                         {name: folder / name for name in bundle.files})
+    assert manifest_of(again) == {**manifest, 'version': '3.1'}
+    assert again.files == bundle.files and again.version == '3.1'
+    (folder / MANIFEST).unlink()
+    with pytest.raises(BundleError, match=f'has no {MANIFEST}'):
+        manifest_of(bundle)
 
 
 def test_write_over_a_bundle(folder):

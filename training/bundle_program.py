@@ -18,12 +18,11 @@ from __future__ import annotations
 from pathlib import Path
 import tempfile
 
-from owseg_ros.bundle import Bundle, load_bundle, MANIFEST, write_bundle
+from owseg_ros.bundle import Bundle, load_bundle, manifest_of, write_bundle
 from owseg_training.config import load_config
 from owseg_training.convert.bundle import fixed_batch, from_bundle
 from owseg_training.export import checked_program, find_data, resized
 from owseg_training.program import PROGRAM
-import yaml
 
 _FRAMES = 4
 
@@ -41,9 +40,7 @@ def add_program(folder: str | Path, recipe: str | Path, out: str | Path,
     network = from_bundle(bundle, load_config(recipe).network)
     network.metric_head = None
     size = bundle.input.width, bundle.input.height
-    manifest = yaml.safe_load((bundle.path / MANIFEST).read_text('utf-8'))
-    for key in ('schema', 'schema_version', 'files'):
-        del manifest[key]
+    manifest = manifest_of(bundle)
     manifest['network']['program'] = PROGRAM
     pictures, _ = find_data(bundle.class_names, data).frames(_FRAMES)
     with tempfile.TemporaryDirectory() as made:

@@ -28,16 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from owseg_ros.bundle import AnomalySpec, Bundle, ClassStatistics, MANIFEST, write_bundle
+from owseg_ros.bundle import (
+    AnomalySpec, Bundle, ClassStatistics, manifest_of, write_bundle)
 from owseg_ros.frame import Frame as CameraFrame
 from owseg_ros.operating_point import DEFAULT_POINT, OperatingCurve, parse_operating_point
 from owseg_ros.readout import AnomalyScore, available_scores, CpuReadout, make_score, refine
 from owseg_ros.scene import StreetScene
 from owseg_ros.segmenter import readout_settings, Segmenter
-from owseg_training.data.datasets import DataError, DataSet, Item, read_image
+from owseg_training.data.datasets import DataError, DataSet, Item
 from owseg_training.evaluate.pooled import PooledCurve
 from tqdm import tqdm
-import yaml
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 PIXELS = 4_000_000
@@ -59,7 +59,7 @@ def street_frames(count: int = STREET_FRAMES) -> Iterator[Frame]:
 def labelled_frames(data_set: DataSet, items: Sequence[Item]) -> Iterator[Frame]:
     """Yield (RGB, ids) of a set's items."""
     for item in tqdm(items, desc=data_set.key, unit='frame', leave=False, disable=None):
-        yield read_image(item.image), data_set.read_label(item)
+        yield data_set.read(item)
 
 
 class _Maps:
@@ -87,7 +87,8 @@ def class_statistics(segmenter: Segmenter, frames: Iterable[Frame]) -> ClassStat
     """
     Mean and standard deviation of max_k L_k over the known pixels that each class wins.
 
-    A class that wins nowhere gets the mean and deviation of all.  Source: Jung et al.,
+    frames: (RGB, ids).  A class that wins nowhere gets the mean and deviation of all.  Raises
+    DataError where no pixel is of a known class.  Source: Jung et al.,
     "Standardized max logits", ICCV 2021, with L for the logits.
     """
     classes = segmenter.bundle.num_classes
@@ -104,7 +105,7 @@ def class_statistics(segmenter: Segmenter, frames: Iterable[Frame]) -> ClassStat
     segmenter.settings = settings
     count, total, squares = sums.sum(axis=1)
     if not count:
-        raise ValueError('class statistics need at least one known pixel')
+        raise DataError('class statistics need at least one known pixel')
     seen = np.maximum(sums[0], 1)
     mean = np.where(sums[0] > 0, sums[1] / seen, total / count)
     power = np.where(sums[0] > 0, sums[2] / seen, squares / count)
@@ -236,9 +237,7 @@ def calibrate_bundle(path: str | Path, known: DataSet | None, anomalies: DataSet
     segmenter = Segmenter(path)
     bundle = segmenter.bundle
     measured = calibrate(segmenter, known, anomalies, training)
-    manifest = yaml.safe_load((bundle.path / MANIFEST).read_text('utf-8'))
-    for key in ('schema', 'schema_version', 'files'):
-        del manifest[key]
+    manifest = manifest_of(bundle)
     manifest['anomaly'] |= measured.manifest() | measured.operating_point(
         score or bundle.anomaly.score, bundle.anomaly.objects if objects is None else objects,
         point)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 import tempfile
 
-from owseg_ros.bundle import Bundle, load_bundle, MANIFEST, write_bundle
+from owseg_ros.bundle import Bundle, load_bundle, manifest_of, write_bundle
 from owseg_ros.segmenter import Segmenter
 from owseg_training import model_card, novelty
 from owseg_training.bundle_network import BUNDLE, BundleNetwork
@@ -50,9 +50,7 @@ def add_metric_head(run: str | Path, out: str | Path, data: str | None = None) -
     network = BundleNetwork(bundle)
     network.add_metric_head(config.metric.dim)
     network.load_state_dict(load_file(str(weights)))
-    manifest = yaml.safe_load((bundle.path / MANIFEST).read_text('utf-8'))
-    for key in ('schema', 'schema_version', 'files'):
-        del manifest[key]
+    manifest = manifest_of(bundle)
     manifest['novelty'] = novelty.novelty_section(config.metric.dim)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: bundle.path / name for name in bundle.files}

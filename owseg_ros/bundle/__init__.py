@@ -26,10 +26,10 @@ from owseg_ros.bundle.model import (
     AnomalySpec, Bundle, ClassInfo, ClassStatistics, EnsembleInfo, InputSpec, LanguageInfo,
     NoveltyInfo, SameMeaning, UNKNOWN_COLOR, UNKNOWN_ID, UNLABELLED_COLOR, UNLABELLED_ID)
 from owseg_ros.bundle.problems import BundleError, MANIFEST
-from owseg_ros.bundle.store import load_bundle, write_bundle
+from owseg_ros.bundle.store import load_bundle, manifest_of, write_bundle
 
 __all__ = [
     'AnomalySpec', 'Bundle', 'BundleError', 'ClassInfo', 'ClassStatistics', 'default_bundle_path',
-    'EnsembleInfo', 'InputSpec', 'LanguageInfo', 'load_bundle', 'MANIFEST', 'NoveltyInfo',
-    'SameMeaning', 'SCHEMA', 'SCHEMA_VERSION', 'sha256_of', 'UNKNOWN_COLOR', 'UNKNOWN_ID',
-    'UNLABELLED_COLOR', 'UNLABELLED_ID', 'write_bundle']
+    'EnsembleInfo', 'InputSpec', 'LanguageInfo', 'load_bundle', 'MANIFEST', 'manifest_of',
+    'NoveltyInfo', 'SameMeaning', 'SCHEMA', 'SCHEMA_VERSION', 'sha256_of', 'UNKNOWN_COLOR',
+    'UNKNOWN_ID', 'UNLABELLED_COLOR', 'UNLABELLED_ID', 'write_bundle']

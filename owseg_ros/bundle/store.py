@@ -33,6 +33,9 @@ from owseg_ros.bundle.problems import (
 from owseg_ros.operating_point import OperatingCurve
 import yaml
 
+# Keys of a manifest that write_bundle fills in.
+_FILLED_IN = ('schema', 'schema_version', 'files')
+
 
 def load_bundle(path: str | os.PathLike) -> Bundle:
     """
@@ -76,6 +79,16 @@ def load_bundle(path: str | os.PathLike) -> Bundle:
         program=folder / network['program'] if 'program' in network else None,
         provenance=manifest.get('provenance', {}),
         figures=manifest.get('figures', {}))
+
+
+def manifest_of(bundle: Bundle) -> dict[str, Any]:
+    """
+    Return the manifest of a bundle as write_bundle takes it, to change and to write it again.
+
+    :raises BundleError: it is not there any more, or is no plain YAML now.
+    """
+    manifest = read_manifest(bundle.path)
+    return {key: value for key, value in manifest.items() if key not in _FILLED_IN}
 
 
 def _folder_of(path: Path) -> Path:
@@ -208,7 +221,7 @@ def _stage(
     manifest: Mapping[str, Any],
     files: Mapping[str, str | os.PathLike | bytes],
 ) -> None:
-    given = sorted({'schema', 'schema_version', 'files'} & set(manifest))
+    given = sorted({*_FILLED_IN} & set(manifest))
     if given:
         refuse(folder, f"the manifest to write holds {', '.join(given)}, which write_bundle "
                'fills in; leave it out')

@@ -22,7 +22,7 @@ from owseg_ros.segmenter import readout_settings, Segmenter
 from owseg_training.calibrate import (
     calibrate, calibrate_bundle, class_statistics, labelled_frames, RATES)
 from owseg_training.cli import main
-from owseg_training.data.datasets import open_data_set
+from owseg_training.data.datasets import DataError, open_data_set
 import pytest
 from support.tiny_bundle import make_tiny_bundle
 
@@ -144,7 +144,7 @@ def test_statistics_are_those_of_the_pixels_that_a_class_wins(bundle, data):
         pixels = np.concatenate(values[k]).astype(np.float64)
         assert found.mean[k] == pytest.approx(pixels.mean(), rel=1e-4)
         assert found.std[k] == pytest.approx(pixels.std(), rel=1e-3)
-    with pytest.raises(ValueError, match='one known pixel'):
+    with pytest.raises(DataError, match='one known pixel'):
         class_statistics(Segmenter(bundle), [])
 
 
