@@ -28,7 +28,6 @@ from owseg_training.data.dataset import read_grey
 from owseg_training.data.datasets import DataError, DataSet, read_image
 from owseg_training.prototypes import prototype
 
-CHOICES = ('largest', 'random')
 # Of the regions of known classes, the share that may be taken for a taught class.
 FALSE_MATCHES = 0.01
 

@@ -31,8 +31,7 @@ from owseg_training.figures import line_chart, save
 import torch
 
 LOSSES = {'class': 'classes', 'mask': 'masks (BCE)', 'dice': 'masks (dice)',
-          'pixel': 'per-pixel head', 'rba': 'outliers (RbA)',
-          'outliers': 'outliers'}
+          'pixel': 'per-pixel head', 'outliers': 'outliers'}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -58,7 +57,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
         series = {'total': (steps, smooth([entry['total'] for entry in losses]))}
         for prefix, name in LOSSES.items():
             # Of the final prediction; those of deep supervision end in a number.
-            key = f'{prefix}_0' if prefix in ('rba', 'outliers') else prefix
+            key = 'outliers_0' if prefix == 'outliers' else prefix
             if key in losses[0]:
                 series[name] = (steps, smooth([entry[key] for entry in losses]))
         pictures['loss'] = line_chart(series, 'Loss, smoothed', 'step')

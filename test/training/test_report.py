@@ -25,11 +25,11 @@ def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
 
 def test_curves_are_those_that_the_log_has():
     assert curves([]) == {}
-    log = [{'step': 10, 'total': 3.0, 'class': 1.0, 'rba_0': 2.0}]
+    log = [{'step': 10, 'total': 3.0, 'class': 1.0, 'outliers_0': 2.0}]
     charts = curves(log)
     assert list(charts) == ['loss']
     drawn = {line.get_label(): list(line.get_ydata()) for line in charts['loss'].axes[0].lines}
-    assert drawn == {'total': [3.0], 'classes': [1.0], 'outliers (RbA)': [2.0]}
+    assert drawn == {'total': [3.0], 'classes': [1.0], 'outliers': [2.0]}
     assert list(curves([*log, {'step': 10, 'mIoU': 0.5, 'frames': 25}])) == ['loss', 'mIoU']
 
 
