@@ -19,6 +19,7 @@ from owseg_training.losses import class_masks, dice_loss, sample_at, SetCriterio
 from owseg_training.network import Prediction
 import pytest
 import torch
+from torch.nn import functional
 
 
 def prediction_for(labels, num_classes, queries, sharpness=20.0, order=None):
@@ -84,6 +85,33 @@ def test_right_prediction_costs_little_and_wrong_one_much(labels):
     wrong = sum(criterion(prediction_for(wrong_labels, 3, 6), labels).values())
     # What remains is the blur of stride 4 at the borders, where most points are sampled.
     assert 5 * right < wrong
+
+
+@pytest.mark.parametrize('no_object', [0.1, 0.4])
+def test_losses_are_those_of_mask2former(no_object):
+    """Pictures of one class each and masks of one logit each have them in closed form."""
+    torch.manual_seed(0)
+    config = LossConfig(no_object_weight=no_object)
+    class_logits, levels = torch.randn(3, 4, 4), torch.randn(3, 4)
+    # So fine that the border, where sampling mixes in zeros, has next to no points.
+    masks = levels[:, :, None, None].expand(3, 4, 256, 256)
+    classes = torch.tensor([0, 2, 1])
+    labels = classes[:, None, None].expand(3, 256, 256).to(torch.uint8)
+    found = SetCriterion(config, 3)(
+        Prediction(class_logits, masks, torch.zeros(3, 4, 256, 256)), labels, seeds=[1, 2, 3])
+    bce = functional.softplus(-levels)
+    share, count = levels.sigmoid(), config.points
+    dice = 1 - (2 * share * count + 1) / (share * count + count + 1)
+    cost = 5 * bce + 5 * dice - 2 * class_logits.softmax(2)[torch.arange(3), :, classes]
+    chosen = cost.argmin(1)
+    target = torch.full((3, 4), 3)
+    target[torch.arange(3), chosen] = classes
+    entropy = functional.cross_entropy(
+        class_logits.flatten(0, 1), target.flatten(), torch.tensor([1, 1, 1, no_object]))
+    assert found['class'].item() == pytest.approx(2 * entropy.item(), rel=1e-5)
+    for name, values in (('mask', bce), ('dice', dice)):
+        expected = 5 * values[torch.arange(3), chosen].mean().item()
+        assert found[name].item() == pytest.approx(expected, rel=0.02), name
 
 
 def test_matching_finds_any_order_of_queries(labels):
