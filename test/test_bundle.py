@@ -27,11 +27,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import jsonschema
 import numpy as np
+import onnx
 import owseg_ros
 from owseg_ros.bundle import (
     Bundle, BundleError, ClassInfo, default_bundle_path, EnsembleInfo, load_bundle, MANIFEST,
     manifest_of, SameMeaning, sha256_of, write_bundle)
 from owseg_ros.bundle import installed
+from owseg_ros.bundle.files import external_locations
 from owseg_ros.errors import OwsegError
 import pytest
 from support.counting_encoder import CountingEncoder
@@ -607,6 +609,26 @@ def test_external_weights_must_be_listed(folder):
     assert 'network.onnx.data' in load_bundle(folder).files
     (folder / 'notes.txt').write_text('files that are not used need no checksum')
     load_bundle(folder)
+
+
+@pytest.mark.parametrize('name', ['weights.bin', 'parts/w.bin', f'{"w" * 140}.bin'])
+def test_files_that_a_network_names_for_its_weights_must_be_listed(folder, name):
+    model = onnx.load(str(folder / 'network.onnx'))
+    weights = onnx.TensorProto(name='spare', data_type=onnx.TensorProto.FLOAT, dims=[2],
+                               data_location=onnx.TensorProto.EXTERNAL)
+    weights.external_data.add(key='location', value=name)
+    weights.external_data.add(key='length', value='8')
+    model.graph.initializer.append(weights)
+    onnx.save(model, str(folder / 'network.onnx'))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(bytes(8))
+    edit_manifest(folder, lambda manifest: None, reseal=True)
+    assert external_locations(folder / 'network.onnx') == [name]
+    refused(folder, 'keeps weights in', 'list it with its sha256')
+    edit_manifest(folder, set_key(['files', name], '0' * 64), reseal=True)
+    assert name in load_bundle(folder).files
+    (folder / name).write_bytes(bytes(7) + b'1')
+    refused(folder, 'has sha256')
 
 
 # Anything at all

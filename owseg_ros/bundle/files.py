@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from pathlib import Path, PurePosixPath
 import stat
@@ -24,16 +25,22 @@ from typing import Any, Iterable
 from owseg_ros.bundle.problems import error_of, MANIFEST, PICKLE_SUFFIXES, refuse, short
 
 _HASH_BLOCK = 1 << 20
+# Key and value of onnx.TensorProto.external_data: two strings of a StringStringEntryProto.
+_LOCATION = b'\x0a\x08location\x12'
 
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Raise BundleError unless the listed files are there, inside, and as their checksums say."""
     paths = {name: _safe_path(folder, name) for name in manifest['files']}
-    check_external_weights(folder, manifest['network']['file'], paths)
+    networks = [manifest['network']['file']]
     if 'novelty' in manifest:
-        check_external_weights(folder, manifest['novelty']['metric_head'], paths)
+        networks.append(manifest['novelty']['metric_head'])
+    for network in networks:
+        check_external_weights(folder, network, paths)
     for name, path in paths.items():
         _check_file(folder, name, path, manifest['files'][name])
+    for network in networks:
+        _check_locations(folder, network, paths)
 
 
 def check_external_weights(folder: Path, network: str, listed: Iterable[str]) -> None:
@@ -48,6 +55,35 @@ def check_external_weights(folder: Path, network: str, listed: Iterable[str]) ->
         if sibling.startswith(pure.name) and str(pure.parent / sibling) not in listed:
             refuse(folder, f'{sibling} lies beside the network but is not listed under files; '
                    'list it with its sha256, or remove it')
+
+
+def _check_locations(folder: Path, network: str, listed: Iterable[str]) -> None:
+    """Check that the files which an ONNX file names for its weights are listed."""
+    parent = PurePosixPath(network).parent
+    try:
+        locations = external_locations(folder / network)
+    except OSError as error:
+        raise error_of(folder, f'{network} cannot be read: {error}') from error
+    for location in locations:
+        if str(parent / location) not in listed:
+            refuse(folder, f'{network} keeps weights in {short(location)}, which is not listed '
+                   'under files; list it with its sha256')
+
+
+def external_locations(path: str | os.PathLike) -> list[str]:
+    """Return what an ONNX file names as the files of its weights, relative to its folder."""
+    found: dict[str, None] = {}
+    with open(path, 'rb') as stream, mmap.mmap(
+            stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(_LOCATION)
+        while at >= 0:
+            at += len(_LOCATION)
+            # A length from 128 on has a second byte.
+            low, high = content[at:at + 2].ljust(2, b'\0')
+            size, at = (low & 127 | high << 7, at + 2) if low & 128 else (low, at + 1)
+            found[content[at:at + size].decode('utf-8', 'replace')] = None
+            at = content.find(_LOCATION, at)
+    return list(found)
 
 
 def _safe_path(folder: Path, name: str) -> Path:
