@@ -15,13 +15,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from owseg_ros.engine.program import check_program
 from owseg_ros.engine.torch_network import Program
+from owseg_training.parity import differences
 import torch
 from torch import nn
 
@@ -80,14 +81,12 @@ def program_parity(program: str | Path, onnx: str | Path, images: Sequence[torch
     outputs = sorted(loaded.outputs)
     module = loaded.module(outputs)
     session = onnxruntime.InferenceSession(str(onnx), providers=['CPUExecutionProvider'])
-    worst = dict.fromkeys(outputs, 0.0)
-    for start in range(0, len(images), batch or 1):
-        chunk = [images[(start + i) % len(images)] for i in range(batch or 1)]
-        inputs = torch.stack(chunk)
-        expected = session.run(outputs, {'image': inputs.numpy()})
-        with torch.inference_mode():
-            actual = module(inputs)
-        for name, a, b in zip(outputs, expected, actual):
-            error = np.abs(a - b.numpy()) / np.maximum(1, np.abs(a))
-            worst[name] = max(worst[name], float(error.max()))
-    return worst
+
+    def pairs() -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+        for start in range(0, len(images), batch or 1):
+            inputs = torch.stack([images[(start + i) % len(images)] for i in range(batch or 1)])
+            with torch.inference_mode():
+                actual = [output.numpy() for output in module(inputs)]
+            yield session.run(outputs, {'image': inputs.numpy()}), actual
+
+    return differences(outputs, pairs())

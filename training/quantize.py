@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime
 from owseg_ros.engine.precision import PRECISIONS, RUNTIMES, to_fp16, to_int8
 from owseg_ros.readout import reference
+from owseg_training.parity import differences
 
 __all__ = ['difference', 'PRECISIONS', 'RUNTIMES', 'to_fp16', 'to_int8']
 
@@ -44,14 +45,11 @@ def difference(reference_path: str | Path, path: str | Path, images: Sequence[np
     """
     sessions = [_session(reference_path), _session(path)]
     names = ['mask_logits', 'class_logits']
-    worst = dict.fromkeys(names, 0.0)
-    same, score = [], []
+    pairs, same, score = [], [], []
     for image in images:
         feed = {sessions[0].get_inputs()[0].name: np.repeat(image[None], batch, 0)}
         outputs = [session.run(names, feed) for session in sessions]
-        for name, a, b in zip(names, *outputs):
-            worst[name] = max(worst[name],
-                              float((np.abs(a - b) / np.maximum(1, np.abs(a))).max()))
+        pairs.append(outputs)
         scores = [reference.class_scores(
             masks[0], reference.class_probabilities(classes)[0], masks.shape[2:])
             for masks, classes in outputs]
@@ -59,5 +57,5 @@ def difference(reference_path: str | Path, path: str | Path, images: Sequence[np
         same.append(float((a == b).mean()))
         a, b = (reference.rba(values) for values in scores)
         score.append(float(np.abs(a - b).mean()))
-    return {**worst, 'same_class': float(np.mean(same)), 'anomaly_score': float(np.mean(score)),
-            'frames': len(images)}
+    return {**differences(names, pairs), 'same_class': float(np.mean(same)),
+            'anomaly_score': float(np.mean(score)), 'frames': len(images)}

@@ -36,9 +36,10 @@ from owseg_training.class_texts import TEXT_SPACE
 from owseg_training.config import load_config, NetworkConfig
 from owseg_training.convert.run_folder import save_network
 from owseg_training.convert.settings import ConvertError
-from owseg_training.export import export_onnx, ExportedNetwork, OPSET, TOLERANCE
+from owseg_training.export import export_onnx, ExportedNetwork, OPSET
 from owseg_training.network import MaskClassifier
 from owseg_training.novelty import export_metric_head, head_parity
+from owseg_training.parity import difference, TOLERANCE
 from owseg_training.prototypes import KNOWN_PROTOTYPES
 import torch
 from torch import nn
@@ -185,12 +186,12 @@ def _check_outputs(network: MaskClassifier, bundle: Bundle) -> None:
     with torch.inference_mode():
         actual = dict(zip(exported.outputs, exported(torch.from_numpy(image))))
     for name, wanted in zip(names, expected):
-        difference = np.abs(actual[name].numpy() - wanted) / np.maximum(1, np.abs(wanted))
-        _check(name, float(difference.max()))
+        _check(name, difference(wanted, actual[name].numpy()))
 
 
-def _check(what: str, difference: float) -> None:
-    if not difference <= TOLERANCE:
+def _check(what: str, found: float) -> None:
+    # Not a number fails the comparison.
+    if not found <= TOLERANCE:
         raise ConvertError(
-            f'the {what} of the recipe and of the bundle differ by {difference:.2g}: give the '
+            f'the {what} of the recipe and of the bundle differ by {found:.2g}: give the '
             'recipe that the bundle was trained with, and the bundle in full precision (fp32)')
