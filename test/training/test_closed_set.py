@@ -14,7 +14,8 @@
 import json
 
 import numpy as np
-from owseg_training.closed_set import class_scores, ClosedSetTraining, load_network
+from owseg_training.closed_set import (
+    class_scores, ClosedSetTraining, learning_rate_factor, load_network)
 from owseg_training.data.augment import augment, color_jitter, random_crop
 from owseg_training.data.datasets import CamVid, DataError, RoadAnomaly
 from owseg_training.data.stream import closed_set_stream
@@ -43,6 +44,32 @@ def test_killed_run_resumes_to_the_same_curve(tmp_path):
     assert config.name == 'tiny'
     for name, value in expected.state_dict().items():
         assert torch.allclose(actual.state_dict()[name], value, atol=1e-6), name
+
+
+@pytest.mark.timeout(180)
+def test_the_average_forgets_the_start_and_a_damaged_line_of_the_log_goes(tmp_path):
+    training = ClosedSetTraining(tiny_config(write_camvid(tmp_path)), tmp_path / 'run', 'cpu')
+    training.network.train()
+    name = 'transformer_decoder.query_feat.weight'
+    expected = training.average.state_dict()[name].clone()
+    # Decay (1 + step) / (10 + step), until it reaches the configured 0.9.
+    for decay, batch in zip((1 / 10, 2 / 11), training._batches()):
+        training._train_step(batch)
+        expected = decay * expected + (1 - decay) * training.network.state_dict()[name]
+        assert torch.allclose(training.average.state_dict()[name], expected, atol=1e-7)
+    training.save()
+    log = tmp_path / 'run' / 'log.jsonl'
+    log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert ClosedSetTraining(training.config, tmp_path / 'run', 'cpu').step == 2
+    assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize('step, expected', [
+    (0, 0.25), (1, 0.5 * 0.9 ** 0.9), (5, 0.5 ** 0.9), (9, 0.1 ** 0.9)])
+def test_the_learning_rate_warms_up_and_falls_to_nothing(step, expected):
+    config = tiny_config('nowhere', 10)
+    config.optimizer.warmup = 4
+    assert learning_rate_factor(step, config) == pytest.approx(expected)
 
 
 @pytest.mark.timeout(180)
