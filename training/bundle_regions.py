@@ -62,8 +62,8 @@ def embed_labels(segmenter: Segmenter, data_set: DataSet, classes: Sequence[str]
     names = [c.name for c in data_set.classes]
     wanted = {i for i, name in enumerate(names) if classes is None or name in classes}
     if not wanted:
-        raise DataError(f'{data_set.title} has no class {", ".join(classes)}; it has '
-                        f'{", ".join(names)}')
+        raise DataError(f'{data_set.title} has no class {", ".join(classes or ())}; it has '
+                        f'{", ".join(names) or "none"}')
     indices = np.arange(len(data_set.items))
     if frames is not None and frames < len(indices):
         indices = np.unique(np.linspace(0, len(indices) - 1, frames).round().astype(int))
