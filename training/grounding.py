@@ -79,7 +79,8 @@ class GroundingTraining(ClosedSetTraining):
     With config.grounding.captions, pictures with captions take the place of the labelled set,
     which still names the classes and validates.
     Raises ConfigError when the start has other classes than the data set or embeds its regions
-    in another text space, or a part to train is not there.
+    in another text space, a part to train is not there, or parts of a batch have one picture, and
+    so nothing to contrast its words with.
     """
 
     def __init__(self, config: Config, folder: str | Path, start: str | Path,
@@ -96,6 +97,12 @@ class GroundingTraining(ClosedSetTraining):
             grounding.objects, None, root=config.data.root,
             exclude=COCO_ROAD_CATEGORIES) if grounding.objects and not self.captions else None
         super().__init__(config, folder, device)
+        if grounding.grounding_weight and self.part_size < 2:
+            raise ConfigError(
+                'grounding.grounding_weight: words are contrasted with the other pictures in a '
+                f'part of a batch, and optimizer.batch_size {config.optimizer.batch_size} over '
+                f'{self.processes.size} processes x optimizer.accumulate '
+                f'{config.optimizer.accumulate} leaves 1 a part; it takes 2')
         if self.processes.first:
             record_start(start, self.folder)
             (self.folder / TEXT_SPACE).write_text(f'{encoder.space}\n')

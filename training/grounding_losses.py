@@ -131,7 +131,7 @@ class GroundingCriterion(nn.Module):
                    scale: torch.Tensor) -> torch.Tensor:
         named = [index for index, row in enumerate(words) if (row >= 0).any()]
         if len(named) < 2:
-            return regions.sum() * 0
+            return _nothing(regions, scale)
         captions = [self.embeddings[words[i][words[i] >= 0]] for i in named]
         sharpness = scale.detach() if self.config.sharp else 1.0
         similarities = torch.stack([
@@ -165,7 +165,7 @@ class GroundingCriterion(nn.Module):
             found.append(embedded[pure])
             targets.append(ids[which[pure]])
         if not found:
-            return regions.sum() * 0
+            return _nothing(regions, scale)
         asked = torch.unique(truth.words[truth.words >= 0])
         absent = self.count + torch.randperm(
             len(self.embeddings) - self.count, generator=generator)[:self.config.negatives]
@@ -176,12 +176,17 @@ class GroundingCriterion(nn.Module):
         logits = logits.masked_fill(spared, float('-inf'))
         known = right.any(1)
         if not known.any():
-            return regions.sum() * 0
+            return _nothing(regions, scale)
         logits, right, target = logits[known], right[known], target[known]
         best = logits.masked_fill(~right, float('-inf')).logsumexp(1)
         counts = torch.bincount(target, minlength=self.names.shape[1])
         weights = 1 / counts[target] / (counts > 0).sum()
         return (weights * (logits.logsumexp(1) - best)).sum()
+
+
+def _nothing(regions: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return no loss, of which every parameter has a gradient: DistributedDataParallel waits."""
+    return 0 * (regions.sum() + scale)
 
 
 def _masks(concepts: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -102,6 +102,16 @@ def test_the_head_alone_leaves_masks_and_classes_bit_for_bit(place, grounded):
     assert (grounded / 'text_space.txt').read_text().strip() == SPACE
 
 
+def test_parts_of_one_picture_have_nothing_to_contrast(place, encoder, tmp_path):
+    alone = config(place)
+    alone.optimizer.accumulate = alone.optimizer.batch_size
+    with pytest.raises(ConfigError, match='leaves 1 a part'):
+        GroundingTraining(alone, tmp_path / 'run', place / 'start', encoder, 'cpu')
+    alone.grounding.grounding_weight = 0.0
+    assert GroundingTraining(alone, tmp_path / 'run', place / 'start', encoder,
+                             'cpu').part_size == 1
+
+
 @pytest.mark.timeout(180)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(place, grounded, encoder, tmp_path):
     def open_run():
