@@ -83,6 +83,8 @@ def test_a_region_that_is_more_like_a_known_class_is_none(bundle, book):
     assert taught.match(rows)[0].tolist() == [0, 0]
     assert taught.match(rows, RED[None])[0].tolist() == [NO_MATCH, 0]
     assert taught.match(rows, np.empty((0, METRIC_DIM), np.float32))[0].tolist() == [0, 0]
+    # As much like a known class is none, too.
+    assert taught.match(rows, book.active.prototypes)[0].tolist() == [NO_MATCH, NO_MATCH]
 
 
 def test_nothing_taught_and_nothing_seen(bundle, book):
