@@ -611,6 +611,35 @@ def test_external_weights_must_be_listed(folder):
     load_bundle(folder)
 
 
+CURVE = {'score': 'rba', 'objects': False, 'data': 'val', 'fpr': [0.01, 0.1, 0.5],
+         'threshold': [0.9, 0.4, 0.4], 'tpr': [0.2, 0.5, 0.9], 'anomaly_data': 'road'}
+STATISTICS = {'mean': [0.9, 0.8, 0.7], 'std': [0.1, 0.1, 0.2]}
+
+
+@pytest.mark.parametrize('key, value, pattern', [
+    ('operating_curves', [{**CURVE, 'threshold': [0.9, 0.4]}], r'curves\.0 .rba.*equally long'),
+    ('operating_curves', [CURVE, {**CURVE, 'tpr': [0.2, 0.5]}], r'curves\.1 .*equally long'),
+    ('operating_curves', [{**CURVE, 'fpr': [0.01, 0.5, 0.1]}], 'fpr must rise'),
+    ('operating_curves', [{**CURVE, 'fpr': [0.01, 0.1, 0.1]}], 'fpr must rise'),
+    ('operating_curves', [{**CURVE, 'threshold': [0.9, 0.3, 0.4]}], 'threshold must not rise'),
+    ('class_statistics', {**STATISTICS, 'mean': [0.9, 0.8]}, r'mean: 3 classes .* not 2'),
+    ('class_statistics', {**STATISTICS, 'std': [0.1] * 4}, r'std: 3 classes .* not 4'),
+    ('road_classes', [0, 3], '3 is no id of the 3 classes')])
+def test_what_was_calibrated_must_make_sense(folder, key, value, pattern):
+    def change(**entries):
+        # Through JSON, because YAML writes a list that is there twice as an alias.
+        edit_manifest(folder, lambda manifest: manifest['anomaly'].update(
+            json.loads(json.dumps(entries))))
+
+    change(operating_curves=[CURVE, {**CURVE, 'objects': True, 'tpr': []}],
+           class_statistics=STATISTICS, road_classes=[0, 2])
+    anomaly = load_bundle(folder).anomaly
+    assert anomaly.curves[0].fpr == (0.01, 0.1, 0.5) and anomaly.curves[1].tpr == ()
+    assert anomaly.statistics.std == (0.1, 0.1, 0.2) and anomaly.road_classes == (0, 2)
+    change(**{key: value})
+    refused(folder, rf'anomaly\.{key}', pattern)
+
+
 @pytest.mark.parametrize('name', ['weights.bin', 'parts/w.bin', f'{"w" * 140}.bin'])
 def test_files_that_a_network_names_for_its_weights_must_be_listed(folder, name):
     model = onnx.load(str(folder / 'network.onnx'))

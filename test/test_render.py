@@ -104,6 +104,14 @@ def test_names_are_written_at_their_boxes(box, inside):
     assert (untouched == 60).all()
 
 
+@pytest.mark.parametrize('x0', [0.0, 0.5, 0.99])
+def test_a_name_is_whole_also_at_the_edge(x0):
+    picture = np.full((120, 160, 3), 60, np.uint8)
+    render.draw_names(picture, [((x0, 0.5, 1.0, 0.9), 'traffic cone')])
+    _, columns = np.nonzero(picture.max(axis=2) < 40)
+    assert np.ptp(columns) + 1 == render.text_size('traffic cone', 11)[0] + 6
+
+
 def test_query_overlay_colours_what_was_found():
     rgb = np.full((40, 60, 3), (200, 40, 40), np.uint8)
     mask = np.full((20, 30), 255, np.uint8)

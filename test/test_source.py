@@ -59,7 +59,7 @@ def test_looped_video_starts_again(tmp_path):
 
 
 def test_folder_of_images_in_order_of_names(tmp_path):
-    for index, name in enumerate(('b.png', 'a.png', 'c.png')):
+    for index, name in enumerate(('b.PNG', 'a.png', 'c.png')):
         cv2.imwrite(str(tmp_path / name), np.full((8, 10, 3), (0, 0, 50 * index), np.uint8))
     (tmp_path / 'notes.txt').write_text('not an image')
     source = open_source(str(tmp_path))
