@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The readout on a GPU: one Triton kernel from mask logits to the maps (readout.gpu_kernel).
+The readout on a GPU: two Triton kernels from mask logits to the maps (readout.gpu_kernel).
 
 The mask logits stay where the network left them; only the maps come to the host, where regions
 are looked at (readout.readout). The pooling of objects, which goes through all masks, runs on the
@@ -49,14 +49,19 @@ from owseg_ros.readout.objects import ObjectSettings, refine, REST
 from owseg_ros.readout.readout import Readout, Task
 from owseg_ros.readout.taps import interpolation_taps
 
-# A tile of the output is computed by one program; with the columns, what it keeps in registers.
+# A tile of the output is computed by one program; with the columns, what it keeps in registers:
+# 40 of each of its threads, more where these are too few for one pixel.
 TILE_ROWS, TILE_COLUMNS = 16, 32
 MAX_CHUNK = 64
-REGISTERS = 8192
 WARPS = 8
-# Queries whose flatness is judged together, and how much of their masks fits beside.
-BLOCK = 16
-WINDOW_FLOATS = 4096
+REGISTERS = 40 * 32 * WARPS
+# Queries whose flatness is judged together, at most, and how many must fit for it to be judged;
+# what is kept of a row of their masks: 16 registers of each thread.
+SCREEN_WARPS = 4
+MAX_BLOCK, MIN_BLOCK = 128, 8
+WINDOW_FLOATS = 16 * 32 * SCREEN_WARPS
+# Rows of the masks that a tile may need to be looked through for flat ones.
+MAX_WINDOW_ROWS = 32
 
 _KEPT_GEOMETRIES = 4
 # Floats: parts of a copy start where the kernel may read four at once.
@@ -120,7 +125,7 @@ class GpuReadout(Readout):
         require_gpu_readout()
         self.tolerance = float(tolerance)
         self._torch = importlib.import_module('torch')
-        self._kernel = importlib.import_module('owseg_ros.readout.gpu_kernel').read_out
+        self._kernels = importlib.import_module('owseg_ros.readout.gpu_kernel')
         # Without a stream: in the interpreter, on tensors of the CPU.
         self._device = self._torch.device('cpu' if interpreted() else f'cuda:{device}')
         self._stream = None if interpreted() else self._torch.cuda.Stream(self._device)
@@ -181,11 +186,11 @@ class GpuReadout(Readout):
                 for name, kind in kinds.items()}
 
     def launch(self, task: Task, masks: Any, outputs: dict[str, Any]) -> None:
-        """Queue the kernel on torch's current stream; masks: a tensor on the device."""
+        """Queue the kernels on torch's current stream; masks: a tensor on the device."""
         self.prepare(task, masks, outputs)()
 
     def prepare(self, task: Task, masks: Any, outputs: dict[str, Any]) -> Callable[[], object]:
-        """Bring what the kernel needs to the device; return what queues the kernel alone."""
+        """Bring what the kernels need to the device; return what queues the kernels alone."""
         height, width = task.output_size
         classes = task.probabilities if 'semantic' in outputs else task.probabilities[:, :0]
         own = []
@@ -196,26 +201,58 @@ class GpuReadout(Readout):
         chunks = -(-matrix.shape[1] // chunk)
         kept, stakes = _matter(matrix, classes.shape[1], self.tolerance / 2)
         self.kept_fraction = len(kept) / len(matrix)
-        weights = np.zeros((len(kept), chunks * chunk), np.float32)
-        weights[:, :matrix.shape[1]] = matrix[kept]
-        rows = min(TILE_ROWS, max(1, REGISTERS // (chunk * TILE_COLUMNS)))
+        weights = np.zeros((len(matrix), chunks * chunk), np.float32)
+        weights[:, :matrix.shape[1]] = matrix
+        # Columns that are known to be zeros when a kernel is compiled take no registers.
+        held = chunk if task.query_weights.shape[1] else max(1, min(chunk, matrix.shape[1]))
+        rows = _power_of_two_below(min(TILE_ROWS, max(
+            REGISTERS // (held * TILE_COLUMNS), 32 * WARPS // TILE_COLUMNS, 1)))
         geometry = self._geometry(tuple(masks.shape[1:]), tuple(task.network_size),
                                   (height, width), (rows, TILE_COLUMNS))
-        window = geometry.window if np.prod(geometry.window) * BLOCK <= WINDOW_FLOATS else (0, 0)
+        fitting = WINDOW_FLOATS // geometry.window[1]
         kept, weights, stakes, thresholds, gains, offsets = self._upload(
             kept, weights, stakes, np.asarray(task.query_thresholds, np.float32),
             *getattr(task.score, 'tables', (np.empty(0, np.float32),) * 2))
-        grid = -(-width // TILE_COLUMNS), -(-height // rows)
-        return lambda: self._kernel[grid](
-            masks, *masks.stride(), kept, weights, stakes, len(stakes), *geometry.tables, height,
-            width, thresholds, gains, offsets, float(task.min_confidence), self.tolerance / 2,
-            *map(outputs.get, ('semantic', 'ids', 'confidence', 'score', 'query_mask',
-                               'query_score', 'winning')),
-            classes.shape[1], task.query_weights.shape[1], OWN=len(own),
-            SCORE=None if task.score is None else task.score.name, SAMPLES=geometry.samples,
-            WINDOW_ROWS=window[0], WINDOW_COLUMNS=window[1], TILE_ROWS=rows,
-            TILE_COLUMNS=TILE_COLUMNS, CHUNK=chunk, CHUNKS=chunks, BLOCK=BLOCK, num_warps=WARPS,
-            enable_fp_fusion=True)
+        row_pixels, row_shares, column_pixels, column_shares = geometry.tables
+        across, down = -(-width // TILE_COLUMNS), -(-height // rows)
+        live, counts, flat_levels, screen = kept, None, None, None
+        if fitting >= MIN_BLOCK and geometry.window[0] <= MAX_WINDOW_ROWS:
+            # Of all queries, not of those kept: a frame that keeps fewer needs no other kernel.
+            block = min(MAX_BLOCK, max(2, _power_of_two(len(matrix))),
+                        _power_of_two_below(fitting))
+            live, counts, flat_levels = self._per_tile(across * down, len(stakes), chunks * chunk)
+
+            def screen() -> None:
+                self._kernels.screen[across, down, chunks](
+                    masks, *masks.stride(), kept, weights, stakes, len(stakes), row_pixels,
+                    column_pixels, height, width, self.tolerance / 2, live, counts, flat_levels,
+                    SAMPLES=geometry.samples, WINDOW_ROWS=geometry.window[0],
+                    WINDOW_COLUMNS=geometry.window[1], TILE_ROWS=rows, TILE_COLUMNS=TILE_COLUMNS,
+                    CHUNK=chunk, CHUNKS=chunks, BLOCK=block, num_warps=SCREEN_WARPS,
+                    enable_fp_fusion=True)
+
+        def queue() -> None:
+            if screen is not None:
+                screen()
+            self._kernels.read_out[across, down](
+                masks, *masks.stride(), weights, live, len(stakes), counts, flat_levels,
+                row_pixels, row_shares, column_pixels, column_shares, height, width, thresholds,
+                gains, offsets, float(task.min_confidence),
+                *map(outputs.get, ('semantic', 'ids', 'confidence', 'score', 'query_mask',
+                                   'query_score', 'winning')),
+                task.query_weights.shape[1], CLASSES=classes.shape[1], OWN=len(own),
+                SCORE=None if task.score is None else task.score.name, SAMPLES=geometry.samples,
+                TILE_ROWS=rows, TILE_COLUMNS=TILE_COLUMNS, CHUNK=chunk, CHUNKS=chunks,
+                num_warps=WARPS, enable_fp_fusion=True)
+
+        return queue
+
+    def _per_tile(self, tiles: int, count: int, columns: int) -> tuple[Any, Any, Any]:
+        """Return uninitialised memory for what the kernel screen writes."""
+        torch = self._torch
+        return (torch.empty((tiles, count), dtype=torch.int32, device=self._device),
+                torch.empty(tiles, dtype=torch.int32, device=self._device),
+                torch.empty((tiles, columns), dtype=torch.float32, device=self._device))
 
     def _refine(self, score: np.ndarray, mask_logits: Any, probabilities, image,
                 settings: ObjectSettings) -> np.ndarray:
@@ -278,8 +315,8 @@ class _Geometry:
     Where the pixels of the output lie between those of the masks; sizes are (height, width).
 
     samples: 2 where the output has another size than the network, else 1. window: rows and
-    columns of the masks that a tile of the output needs at most, powers of two. tables: pixels
-    and shares of the rows and of the columns, as the kernel takes them.
+    columns of the masks that a tile of the output needs at most, of columns a power of two.
+    tables: pixels and shares of the rows and of the columns, as the kernels take them.
     """
 
     def __init__(self, mask_size: tuple[int, int], network_size: tuple[int, int],
@@ -289,9 +326,9 @@ class _Geometry:
         spans, tables = [], []
         for sizes in zip(mask_size, network_size, output_size, tile):
             pixels, shares, span = self._axis(*sizes)
-            spans.append(_power_of_two(span))
+            spans.append(span)
             tables += [pixels, shares]
-        self.window = tuple(spans)
+        self.window = spans[0], _power_of_two(spans[1])
         self.tables = upload(*tables)
 
     def _axis(self, mask: int, network: int, output: int,
@@ -351,6 +388,11 @@ def _matter(matrix: np.ndarray, classes: int,
 def _power_of_two(number: int) -> int:
     """Return the least power of two that is not below a number."""
     return 1 << (number - 1).bit_length()
+
+
+def _power_of_two_below(number: int) -> int:
+    """Return the largest power of two that is not above a number, which is 1 or more."""
+    return 1 << (number.bit_length() - 1)
 
 
 def _line(error: Exception) -> str:

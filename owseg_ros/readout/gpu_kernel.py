@@ -12,11 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-One Triton kernel from stride-4 mask logits to the maps of a frame; readout.gpu calls it.
+Two Triton kernels from stride-4 mask logits to the maps of a frame; readout.gpu calls them.
 
-A program has a tile of output pixels and walks over the queries. It keeps a chunk of L, float32
-[columns, pixels], in registers and nothing else grows with the number of queries: no array
-[N, H, W] is ever made. When all queries are in, the chunk is folded into the maps.
+A program of either has a tile of output pixels. `screen` says for each tile which queries have to
+be looked at there, and `read_out` walks over those. It keeps a chunk of L, float32 [columns,
+pixels], in registers, all columns of a pixel in one thread, and nothing else grows with the number
+of queries: no array [N, H, W] is ever made. When all queries are in, the chunk is folded into the
+maps.
 
 Nearly everywhere a mask is flat: all on or all off. A query whose sigmoids lie within low..high
 in the window of the masks that a tile is made from adds (low + high) / 2 to all of its pixels,
@@ -48,10 +50,10 @@ def _tanh(x):
 @triton.jit
 def _sample(mask, top, bottom, down, left, right, across):
     """Return the sigmoid [P] of one mask between two of its rows and two of its columns."""
-    upper_left = tl.load(mask + top + left).to(tl.float32)
-    upper_right = tl.load(mask + top + right).to(tl.float32)
-    lower_left = tl.load(mask + bottom + left).to(tl.float32)
-    lower_right = tl.load(mask + bottom + right).to(tl.float32)
+    upper_left = tl.load(mask + (top + left)).to(tl.float32)
+    upper_right = tl.load(mask + (top + right)).to(tl.float32)
+    lower_left = tl.load(mask + (bottom + left)).to(tl.float32)
+    lower_right = tl.load(mask + (bottom + right)).to(tl.float32)
     upper = upper_left + (upper_right - upper_left) * across
     lower = lower_left + (lower_right - lower_left) * across
     return tl.sigmoid(upper + (lower - upper) * down)
@@ -101,23 +103,87 @@ def _finish(total, moment, best, own, gain, offset, SCORE: tl.constexpr):
         return 1 - total
 
 
-@triton.jit(do_not_specialize=['count', 'classes', 'queries'])
-def read_out(
-        masks, stride_q, stride_y, stride_x,
-        kept, weights, stakes, count,
-        row_pixels, row_shares, column_pixels, column_shares, height, width,
-        thresholds, gains, offsets, min_confidence, tolerance,
-        semantic, ids_out, confidence, score, query_mask, query_score, winning_out,
-        classes, queries, OWN: tl.constexpr, SCORE: tl.constexpr,
+@triton.jit(do_not_specialize=['count'])
+def screen(
+        masks, stride_q, stride_y, stride_x, kept, weights, stakes, count,
+        row_pixels, column_pixels, height, width, tolerance, live, counts, flat_levels,
         SAMPLES: tl.constexpr, WINDOW_ROWS: tl.constexpr, WINDOW_COLUMNS: tl.constexpr,
         TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
         CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
     """
+    Write which queries have to be looked at in a tile, and what all others add to it.
+
+    One program a tile and chunk of columns, along (columns, rows, chunks). Arguments are those of
+    read_out, and: kept: int32 [count], the queries that matter; stakes: float32 [count], of them;
+    live: int32 [tiles, count] and counts: int32 [tiles], the queries to be looked at; flat_levels:
+    float32 [tiles, CHUNKS * CHUNK], the sums of the others. WINDOW_ROWS, WINDOW_COLUMNS: the rows
+    and columns of the masks that a tile needs at most, of columns a power of two; BLOCK: queries
+    that are looked at together.
+    """
+    COLUMNS: tl.constexpr = CHUNKS * CHUNK
+    first_row = tl.program_id(1) * TILE_ROWS
+    first_column = tl.program_id(0) * TILE_COLUMNS
+    tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    column = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
+    # The rows and columns of the masks that this tile is made from, repeating the last one.
+    last_row = tl.minimum(first_row + TILE_ROWS, height) - 1
+    last_column = tl.minimum(first_column + TILE_COLUMNS, width) - 1
+    top = tl.load(row_pixels + first_row)
+    bottom = tl.load(row_pixels + (2 * SAMPLES - 1) * height + last_row)
+    window_x = tl.minimum(
+        tl.load(column_pixels + first_column) + tl.arange(0, WINDOW_COLUMNS),
+        tl.load(column_pixels + (2 * SAMPLES - 1) * width + last_column))
+
+    levels = tl.zeros([CHUNK], tl.float32)
+    spent = 0.0
+    found = 0
+    for start in range(0, count, BLOCK):
+        block = start + tl.arange(0, BLOCK)
+        there = block < count
+        query = tl.load(kept + block, mask=there, other=0)
+        line = masks + (query.to(tl.int64) * stride_q)[:, None] + (window_x * stride_x)[None, :]
+        highest = tl.full([BLOCK, WINDOW_COLUMNS], float('-inf'), tl.float32)
+        lowest = tl.full([BLOCK, WINDOW_COLUMNS], float('inf'), tl.float32)
+        for row in tl.static_range(WINDOW_ROWS):
+            logits = tl.load(line + tl.minimum(top + row, bottom) * stride_y,
+                             mask=there[:, None], other=0.0).to(tl.float32)
+            highest = tl.maximum(highest, logits)
+            lowest = tl.minimum(lowest, logits)
+        high, low = tl.sigmoid(tl.max(highest, axis=1)), tl.sigmoid(tl.min(lowest, axis=1))
+        stake = (high - low) / 2 * tl.load(stakes + block, mask=there, other=0.0)
+        # None may take most of the tolerance from those that come after it.
+        flat = there & (stake <= tolerance / 8)
+        stake = tl.where(flat, stake, 0.0)
+        flat = flat & (spent + tl.cumsum(stake, axis=0) <= tolerance)
+        spent += tl.sum(tl.where(flat, stake, 0.0), axis=0)
+        shares = tl.load(weights + query[:, None] * COLUMNS + column[None, :],
+                         mask=flat[:, None], other=0.0)
+        levels += tl.sum(shares * ((low + high) / 2)[:, None], axis=0)
+        rough = there & (flat == 0)
+        if tl.program_id(2) == 0:
+            place = found + tl.cumsum(rough.to(tl.int32), axis=0) - 1
+            tl.store(live + tile * count + place, query, mask=rough)
+        found += tl.sum(rough.to(tl.int32), axis=0)
+    tl.store(counts + tile, found)
+    tl.store(flat_levels + tile * COLUMNS + column, levels)
+
+
+@triton.jit(do_not_specialize=['count', 'queries'])
+def read_out(
+        masks, stride_q, stride_y, stride_x, weights, live, count, counts, flat_levels,
+        row_pixels, row_shares, column_pixels, column_shares, height, width,
+        thresholds, gains, offsets, min_confidence,
+        semantic, ids_out, confidence, score, query_mask, query_score, winning_out,
+        queries, CLASSES: tl.constexpr, OWN: tl.constexpr, SCORE: tl.constexpr,
+        SAMPLES: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+        CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
+    """
     Write the maps of a tile; one program for each, along (columns, rows).
 
-    masks: float [N, h, w] with these strides. kept: int32 [count], the queries that matter;
-    weights: float32 [count, CHUNKS * CHUNK], the rows of S for them: columns of the classes, OWN
-    of the score, of the queries, then zeros; stakes: float32 [count].
+    masks: float [N, h, w] with these strides. weights: float32 [N, CHUNKS * CHUNK], S: columns of
+    the CLASSES, OWN of the score, of the queries, then zeros. live, counts, flat_levels: what
+    screen wrote, with room for count queries a tile; without counts every tile has the queries
+    live, int32 [count].
     row_pixels: int32 [SAMPLES, 2, height], the rows of the masks between which each row of the
     output lies; row_shares: float32 [2 * SAMPLES - 1, height], the share of the second of them.
     With two samples L is blended between two rows at network size; last is the share of the
@@ -125,8 +191,7 @@ def read_out(
     thresholds: float32 [queries]; gains, offsets: float32 [256], of the standardised max-logit.
     semantic and what follows: the maps [height, width]. None are semantic and confidence where no
     class is, score where SCORE is None, the three of queries together, and ids_out.
-    WINDOW_ROWS, WINDOW_COLUMNS: powers of two, the rows and columns of the masks that a tile
-    needs at most; 0 evaluates every query everywhere. BLOCK: queries looked at together, 2..16.
+    CLASSES is known when this is compiled, so that columns of zeros cost nothing.
     """
     PIXELS: tl.constexpr = TILE_ROWS * TILE_COLUMNS
     COLUMNS: tl.constexpr = CHUNKS * CHUNK
@@ -137,7 +202,9 @@ def read_out(
     pixel = tl.arange(0, PIXELS)
     y, x = first_row + pixel // TILE_COLUMNS, first_column + pixel % TILE_COLUMNS
     inside = (y < height) & (x < width)
-    place = y * width + x
+    # Not one stretch, as far as the compiler sees: else it would give each thread neighbouring pixels
+    # to store and, for that, exchange what every query adds.
+    place = tl.where(inside, y * width + x, 0)
     # What lies outside is computed as its neighbour and not stored.
     y, x = tl.minimum(y, height - 1), tl.minimum(x, width - 1)
 
@@ -151,18 +218,12 @@ def read_out(
         blend_down = tl.load(row_shares + 2 * height + y)
         blend_across = tl.load(column_shares + 2 * width + x)
 
-    if WINDOW_ROWS > 0:
-        # The rows and columns of the masks that this tile is made from, repeating the last one.
-        cell = tl.arange(0, WINDOW_ROWS * WINDOW_COLUMNS)
-        last_row = tl.minimum(first_row + TILE_ROWS, height) - 1
-        last_column = tl.minimum(first_column + TILE_COLUMNS, width) - 1
-        window_y = tl.minimum(
-            tl.load(row_pixels + first_row) + cell // WINDOW_COLUMNS,
-            tl.load(row_pixels + (2 * SAMPLES - 1) * height + last_row))
-        window_x = tl.minimum(
-            tl.load(column_pixels + first_column) + cell % WINDOW_COLUMNS,
-            tl.load(column_pixels + (2 * SAMPLES - 1) * width + last_column))
-        window = window_y * stride_y + window_x * stride_x
+    waiting = count
+    if counts is not None:
+        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        waiting = tl.load(counts + tile)
+        live += tile * count
+        flat_levels += tile * COLUMNS
 
     best = tl.full([PIXELS], float('-inf'), tl.float32)
     ids = tl.zeros([PIXELS], tl.int32)
@@ -176,46 +237,32 @@ def read_out(
     for chunk in range(CHUNKS):
         column = chunk * CHUNK + tl.arange(0, CHUNK)
         levels = tl.zeros([CHUNK, PIXELS], tl.float32)
-        spent = 0.0
-        for start in range(0, count, BLOCK):
-            block = start + tl.arange(0, BLOCK)
-            live = block < count
-            if WINDOW_ROWS > 0:
-                query = tl.load(kept + block, mask=live, other=0).to(tl.int64)
-                logits = tl.load(masks + query[:, None] * stride_q + window[None, :])
-                high = tl.sigmoid(tl.max(logits, axis=1).to(tl.float32))
-                low = tl.sigmoid(tl.min(logits, axis=1).to(tl.float32))
-                stake = (high - low) / 2 * tl.load(stakes + block, mask=live, other=0.0)
-                # None may take most of the tolerance from those that come after it.
-                flat = live & (stake <= tolerance / 8)
-                stake = tl.where(flat, stake, 0.0)
-                flat = flat & (spent + tl.cumsum(stake, axis=0) <= tolerance)
-                spent += tl.sum(tl.where(flat, stake, 0.0), axis=0)
-                shares = tl.load(weights + block[None, :] * COLUMNS + column[:, None],
-                                 mask=flat[None, :], other=0.0)
-                levels += tl.sum(shares * ((low + high) / 2)[None, :], axis=1)[:, None]
-                live = live & (flat == 0)
-            waiting = tl.sum(tl.where(live, 1 << tl.arange(0, BLOCK), 0), axis=0)
-            for index in range(BLOCK):
-                if (waiting >> index) & 1 != 0:
-                    mask = masks + tl.load(kept + start + index).to(tl.int64) * stride_q
-                    value = _sample(mask, top, bottom, down, left, right, across)
-                    if SAMPLES == 2:
-                        upper = value + blend_across * (_sample(
-                            mask, top, bottom, down, next_left, next_right, next_across) - value)
-                        value = _sample(
-                            mask, next_top, next_bottom, next_down, left, right, across)
-                        lower = value + blend_across * (_sample(
-                            mask, next_top, next_bottom, next_down, next_left, next_right,
-                            next_across) - value)
-                        value = upper + (lower - upper) * blend_down
-                    weight = tl.load(weights + (start + index) * COLUMNS + column)
-                    levels += weight[:, None] * value[None, :]
+        if counts is not None:
+            levels += tl.load(flat_levels + column)[:, None]
+        for index in range(waiting):
+            query = tl.load(live + index)
+            mask = masks + query.to(tl.int64) * stride_q
+            value = _sample(mask, top, bottom, down, left, right, across)
+            if SAMPLES == 2:
+                upper = value + blend_across * (_sample(
+                    mask, top, bottom, down, next_left, next_right, next_across) - value)
+                value = _sample(
+                    mask, next_top, next_bottom, next_down, left, right, across)
+                lower = value + blend_across * (_sample(
+                    mask, next_top, next_bottom, next_down, next_left, next_right,
+                    next_across) - value)
+                value = upper + (lower - upper) * blend_down
+            weight = tl.load(weights + query * COLUMNS + column)
+            levels += weight[:, None] * value[None, :]
 
-        known = (column < classes)[:, None]
+        known = (column < CLASSES)[:, None]
         if semantic is not None:
-            top_level, top_class = tl.max(
-                tl.where(known, levels, float('-inf')), axis=0, return_indices=True)
+            levels_of_classes = tl.where(known, levels, float('-inf'))
+            top_level = tl.max(levels_of_classes, axis=0)
+            # Cheaper than a maximum that returns indices.
+            top_class = tl.min(tl.where(
+                levels_of_classes == top_level[None, :], tl.arange(0, CHUNK)[:, None], CHUNK),
+                axis=0)
             # Later chunks have larger ids and win only where they are strictly better.
             better = top_level > best
             best = tl.where(better, top_level, best)
@@ -226,9 +273,9 @@ def read_out(
             if SCORE == 'entropy':
                 moment += tl.sum(term * tl.minimum(levels, _LARGEST_EXPONENT), axis=0)
         if OWN:
-            own += tl.sum(tl.where((column == classes)[:, None], levels, 0.0), axis=0)
+            own += tl.sum(tl.where((column == CLASSES)[:, None], levels, 0.0), axis=0)
         if query_mask is not None:
-            query_of = column - classes - OWN
+            query_of = column - CLASSES - OWN
             asked = (query_of >= 0) & (query_of < queries)
             highest = tl.maximum(highest, tl.max(tl.where(asked[:, None], levels, 0.0), axis=0))
             threshold = tl.load(thresholds + query_of, mask=asked, other=0.0)
@@ -237,7 +284,7 @@ def read_out(
                 tl.where(reaches, levels, float('-inf')), axis=0, return_indices=True)
             better = top_level > winning
             winning = tl.where(better, top_level, winning)
-            winner = tl.where(better, top_class + chunk * CHUNK - classes - OWN, winner)
+            winner = tl.where(better, top_class + chunk * CHUNK - CLASSES - OWN, winner)
 
     if semantic is not None:
         sure = best >= min_confidence

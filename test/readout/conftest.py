@@ -21,7 +21,7 @@ import pytest
 
 # The interpreter takes about as long for a program whatever its size.
 LARGE_TILES = {'TILE_ROWS': 128, 'TILE_COLUMNS': 128, 'REGISTERS': 1 << 22,
-               'WINDOW_FLOATS': 1 << 18}
+               'WINDOW_FLOATS': 1 << 18, 'MAX_WINDOW_ROWS': 128}
 
 
 @pytest.fixture(scope='session')

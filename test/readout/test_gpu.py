@@ -38,7 +38,7 @@ from support.readouts import (
 pytestmark = pytest.mark.usefixtures('gpu_readouts')
 
 # Tiles with edges in all places, some too small to be looked through for flat masks.
-TILES = [{'BLOCK': gpu.BLOCK}, {'TILE_ROWS': 16, 'TILE_COLUMNS': 32, 'BLOCK': 4},
+TILES = [{'MAX_BLOCK': gpu.MAX_BLOCK}, {'TILE_ROWS': 16, 'TILE_COLUMNS': 32, 'MAX_BLOCK': 4},
          {'TILE_ROWS': 64, 'TILE_COLUMNS': 32, 'WINDOW_FLOATS': 0}, {'MAX_CHUNK': 4}]
 
 
@@ -82,7 +82,7 @@ def test_keeps_the_promised_bounds(tolerance, spread):
     """Whatever the masks: flat, rough or saturated, and queries that just matter or do not."""
     masks, probabilities = network(3, 24, 5, 16, 16, spread)
     probabilities[::3] *= tolerance
-    with patch.multiple(gpu, TILE_ROWS=32, TILE_COLUMNS=32, BLOCK=8):
+    with patch.multiple(gpu, TILE_ROWS=32, TILE_COLUMNS=32, MAX_BLOCK=8):
         maps = GpuReadout(tolerance)(masks, probabilities, (64, 64), (64, 64), SETTINGS)
     levels = reference.class_scores(
         masks.astype(np.float64), probabilities.astype(np.float64), (64, 64))
@@ -283,6 +283,8 @@ def test_kernels_that_cannot_be_made_leave_the_cpu_at_work(caplog):
 
 
 COMPILE = """
+from types import SimpleNamespace
+
 import numpy as np
 from owseg_ros.readout import gpu, gpu_kernel, ReadoutSettings
 from owseg_ros.readout.maps import ALL_MAPS, QUERY_MAPS
@@ -303,15 +305,24 @@ class Driver:
 
 
 class Compiler:
+    def __init__(self, kernel):
+        self.kernel = kernel
+
     def __getitem__(self, grid):
-        return lambda *given, **named: print(len(gpu_kernel.read_out.warmup(
-            *given, grid=grid, **named).asm['cubin']))
+        return lambda *given, **named: self.compile(*given, grid=grid, **named)
+
+    def compile(self, *given, **named):
+        made = self.kernel.warmup(*given, **named)
+        ptx = made.asm['ptx']
+        print(self.kernel.fn.__name__, len(made.asm['cubin']), ptx.count('bar.sync'),
+              ptx.count('shfl.sync'), ptx.count('.local'))
 
 
 triton.runtime.driver.set_active(Driver())
 gpu.require_gpu_readout, gpu.interpreted = (lambda: None), (lambda: True)
 readout = gpu.GpuReadout()
-readout._kernel = Compiler()
+readout._kernels = SimpleNamespace(screen=Compiler(gpu_kernel.screen),
+                                   read_out=Compiler(gpu_kernel.read_out))
 masks = torch.zeros(9, 16, 32, dtype=torch.float16)
 probabilities = np.full((9, 3), 0.2, np.float32)
 task = (64, 128), {output}, ReadoutSettings(0.5)
@@ -333,8 +344,14 @@ def test_the_kernel_compiles_as_it_is_launched_for_gpus_that_are_not_here(
         [sys.executable, '-c', COMPILE.format(capability=capability, output=output)],
         capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    sizes = done.stdout.split()
-    assert len(sizes) == 2 and min(map(int, sizes)) > 1000
+    made = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in made] == ['screen', 'read_out'] * 2
+    assert min(int(row[1]) for row in made) > 1000
+    # A thread has whole pixels: threads exchange nothing where queries add up.
+    for name, _, barriers, shuffles, local in made:
+        assert int(local) == 0
+        if name == 'read_out':
+            assert int(barriers) == int(shuffles) == 0
 
 
 # The real thing
