@@ -24,6 +24,8 @@ from owseg_ros.errors import OwsegError
 BEGIN, END = '<!-- owseg bench: begin -->', '<!-- owseg bench: end -->'
 PICTURE = 'benchmarks.png'
 
+_GPU_MEMORY = 'MiB of the GPU'
+
 Row = Sequence[str]
 
 
@@ -34,6 +36,14 @@ class ReportError(OwsegError):
 def _table(header: Row, rows: Sequence[Row]) -> str:
     lines = [header, ['---'] + ['---:'] * (len(header) - 1), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+def _known(header: Row, rows: Sequence[Row], column: str) -> str:
+    """Return a table without a column where no row has a value in it."""
+    index = list(header).index(column)
+    if all(row[index] == '-' for row in rows):
+        header, *rows = ([*row[:index], *row[index + 1:]] for row in (header, *rows))
+    return _table(header, rows)
 
 
 def _ms(value: float) -> str:
@@ -147,19 +157,22 @@ def _network(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _segmenter(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ['### Segmenter, all maps, by size of the frame\n',
-            _table(['frame', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'frames/s',
-                    'pre-processing / network / readout ms', 'MiB added', 'MiB of the GPU'],
+            _known(['frame', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'frames/s',
+                    'pre-processing / network / readout ms', 'MiB added', _GPU_MEMORY],
                    [[f'{row["width"]}x{row["height"]}', *_times(row),
                      f'{row["frames_per_s"]:.1f}', _parts(row),
                      _optional(row['memory_mib'], '.0f'),
-                     _optional(row['gpu_memory_mib'], '.0f')] for row in rows])]
+                     _optional(row['gpu_memory_mib'], '.0f')] for row in rows], _GPU_MEMORY)]
 
 
 def _pipelines(pipelines: Sequence[dict[str, Any]]) -> list[str]:
+    measured = any(value is not None for entry in pipelines
+                   for value in entry['gpu_memory_mib'].values())
     parts = ['### Segmenter and Hugging Face, same network and weights\n',
-             'Half precision of Hugging Face is autocast, and fp32 is without TF32. Memory of the '
-             'GPU is what is taken from the opening of the pipeline on: weights, workspaces and '
-             'what allocators keep; the CUDA context does not count.\n']
+             'Half precision of Hugging Face is autocast, and fp32 is without TF32.' + (
+                 ' Memory of the GPU is what is taken from the opening of the pipeline on: '
+                 'weights, workspaces and what allocators keep; the CUDA context does not count.'
+                 if measured else '') + '\n']
     for entry in pipelines:
         memory, difference = entry['gpu_memory_mib'], entry['difference']
         rows = [[name, *_times(times), f'{1e3 * entry["batch"] / times["p50_ms"]:.2f}',
@@ -172,8 +185,8 @@ def _pipelines(pipelines: Sequence[dict[str, Any]]) -> list[str]:
             'Largest difference of the two networks: mask logits '
             f'{difference["mask_logits"]:.0e}, class probabilities '
             f'{difference["class_probabilities"]:.0e}.\n',
-            _table(['pipeline', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'frames/s',
-                    'our speed over it, all maps / ids only', 'MiB of the GPU'], rows)]
+            _known(['pipeline', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'frames/s',
+                    'our speed over it, all maps / ids only', _GPU_MEMORY], rows, _GPU_MEMORY)]
     return parts
 
 

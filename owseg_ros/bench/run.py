@@ -42,6 +42,7 @@ from owseg_ros.engine.onnx import one_line, physical_cores
 from owseg_ros.engine.status import BUILDING, FALLBACK, WARMING
 from owseg_ros.errors import OwsegError
 from owseg_ros.frame import Frame
+from owseg_ros.language.files import write_atomically
 from owseg_ros.machine import gpus, machine_in_full, versions
 from owseg_ros.segmenter import Segmenter
 from owseg_ros.source import open_source
@@ -202,11 +203,12 @@ def run_bench(options: BenchOptions, out: Path | None = None, document: Path | N
     """
     Measure and return the report.
 
-    out: folder for benchmarks.json, benchmarks.md and benchmarks.png; document: a Markdown file
-    whose marked part becomes the tables, with the picture beside it; command: how it was called,
-    for the report; say: told what happens, a line at a time; progress: told the section and the
-    share of it that is done. Raises BenchError and the errors of bundle, engine, source, nodes
-    and report.
+    out: folder for benchmarks.json, benchmarks.md and benchmarks.png, written after each section
+    and each pipeline, so that a run that is interrupted loses only what it was at; document: a
+    Markdown file whose marked part becomes the tables, with the picture beside it, in the end;
+    command: how it was called, for the report; say: told what happens, a line at a time;
+    progress: told the section and the share of it that is done. Raises BenchError and the errors
+    of bundle, engine, source, nodes and report.
     """
     start = time.monotonic()
     machine = machine_in_full() | gpus()
@@ -236,8 +238,15 @@ def run_bench(options: BenchOptions, out: Path | None = None, document: Path | N
                   'sha256': bundle.network_sha256, 'engine': segmenter.engine.description,
                   'width': bundle.input.width, 'height': bundle.input.height},
         'options': asdict(options) | {'threads': threads}, 'left_out': left_out}
-    measured = _measure(options, segmenter, frames, report, say, peers=peers, run=run, gpu=gpu,
-                        memory=memory, bar=bar)
+
+    def save() -> None:
+        report['seconds'] = time.monotonic() - start
+        report['targets'] = report_module.targets(report)
+        _write(report, out, None, peers)
+
+    measured = _measure(options, segmenter, frames, report, say, save, peers=peers, run=run,
+                        gpu=gpu, memory=memory, bar=bar)
+    save()
     for section, function in measured.items():
         if section not in options.sections:
             continue
@@ -251,10 +260,10 @@ def run_bench(options: BenchOptions, out: Path | None = None, document: Path | N
             break
         if found:
             report[section] = found
+        save()
     segmenter.close()
-    report['seconds'] = time.monotonic() - start
-    report['targets'] = report_module.targets(report)
-    _write(report, out, document, peers)
+    save()
+    _write(report, None, document, peers)
     return report
 
 
@@ -313,10 +322,14 @@ def _peer_run(options: BenchOptions, segmenter: Segmenter, threads: int) -> Peer
 
 
 def _measure(options: BenchOptions, segmenter: Segmenter, frames: list[np.ndarray],
-             report: dict[str, Any], say: Callable[[str], None], peers: Peers | None,
-             run: PeerRun, gpu: Gpu | None, memory: GpuMemory,
-             bar: _Progress) -> dict[str, Callable[[], Any]]:
-    """Return the sections by name, in the order in which they run."""
+             report: dict[str, Any], say: Callable[[str], None], save: Callable[[], None],
+             peers: Peers | None, run: PeerRun, gpu: Gpu | None,
+             memory: GpuMemory, bar: _Progress) -> dict[str, Callable[[], Any]]:
+    """
+    Return the sections by name, in the order in which they run.
+
+    save: writes the report, also before a section has ended.
+    """
     repeats, outputs, threads = options.repeats, {}, run.threads
 
     def pipeline(kind: str, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -349,7 +362,7 @@ def _measure(options: BenchOptions, segmenter: Segmenter, frames: list[np.ndarra
             rows, output = measure_pipeline(
                 open_peer, open_ours, run, frames, size, batches, count,
                 None if kind == 'model' else gpu, report['left_out'], bar.step)
-            for one in opened:
+            for one in opened or [segmenter]:
                 _check(one, options)
         finally:
             for one in opened:
@@ -368,6 +381,8 @@ def _measure(options: BenchOptions, segmenter: Segmenter, frames: list[np.ndarra
             except (OwsegError, RuntimeError, MemoryError) as error:
                 # Not enough memory, say: the others are measured all the same.
                 report['left_out'][f'{kind} at {size[0]}x{size[1]}'] = one_line(error)
+            report['pipelines'] = found
+            save()
         return found
 
     def readout() -> dict[str, Any]:
@@ -432,8 +447,8 @@ def _write(report: dict[str, Any], out: Path | None, document: Path | None,
         if drawn:
             peers.draw_growth(report['growth'], folder / report_module.PICTURE)
     if out is not None:
-        (out / 'benchmarks.json').write_text(
-            json.dumps(report, indent=2, default=str) + '\n', 'utf-8')
-        (out / 'benchmarks.md').write_text(text, 'utf-8')
+        content = json.dumps(report, indent=2, default=str) + '\n'
+        for name, written in (('benchmarks.json', content), ('benchmarks.md', text)):
+            write_atomically(out / name, written.encode('utf-8'))
     if document is not None:
         report_module.put_into(document, text)

@@ -215,37 +215,30 @@ class GpuReadout(Readout):
             *getattr(task.score, 'tables', (np.empty(0, np.float32),) * 2))
         row_pixels, row_shares, column_pixels, column_shares = geometry.tables
         across, down = -(-width // TILE_COLUMNS), -(-height // rows)
-        live, counts, flat_levels, screen = kept, None, None, None
+        live, counts, flat_levels, launches = kept, None, None, []
         if fitting >= MIN_BLOCK and geometry.window[0] <= MAX_WINDOW_ROWS:
             # Of all queries, not of those kept: a frame that keeps fewer needs no other kernel.
             block = min(MAX_BLOCK, max(2, _power_of_two(len(matrix))),
                         _power_of_two_below(fitting))
             live, counts, flat_levels = self._per_tile(across * down, len(stakes), chunks * chunk)
-
-            def screen() -> None:
-                self._kernels.screen[across, down, chunks](
-                    masks, *masks.stride(), kept, weights, stakes, len(stakes), row_pixels,
-                    column_pixels, height, width, self.tolerance / 2, live, counts, flat_levels,
-                    SAMPLES=geometry.samples, WINDOW_ROWS=geometry.window[0],
-                    WINDOW_COLUMNS=geometry.window[1], TILE_ROWS=rows, TILE_COLUMNS=TILE_COLUMNS,
-                    CHUNK=chunk, CHUNKS=chunks, BLOCK=block, num_warps=SCREEN_WARPS,
-                    enable_fp_fusion=True)
-
-        def queue() -> None:
-            if screen is not None:
-                screen()
-            self._kernels.read_out[across, down](
-                masks, *masks.stride(), weights, live, len(stakes), counts, flat_levels,
-                row_pixels, row_shares, column_pixels, column_shares, height, width, thresholds,
-                gains, offsets, float(task.min_confidence),
-                *map(outputs.get, ('semantic', 'ids', 'confidence', 'score', 'query_mask',
-                                   'query_score', 'winning')),
-                task.query_weights.shape[1], CLASSES=classes.shape[1], OWN=len(own),
-                SCORE=None if task.score is None else task.score.name, SAMPLES=geometry.samples,
-                TILE_ROWS=rows, TILE_COLUMNS=TILE_COLUMNS, CHUNK=chunk, CHUNKS=chunks,
-                num_warps=WARPS, enable_fp_fusion=True)
-
-        return queue
+            launches.append(lambda: self._kernels.screen[across, down, chunks](
+                masks, *masks.stride(), kept, weights, stakes, len(stakes), row_pixels,
+                column_pixels, height, width, self.tolerance / 2, live, counts, flat_levels,
+                SAMPLES=geometry.samples, WINDOW_ROWS=geometry.window[0],
+                WINDOW_COLUMNS=geometry.window[1], TILE_ROWS=rows, TILE_COLUMNS=TILE_COLUMNS,
+                CHUNK=chunk, CHUNKS=chunks, BLOCK=block, num_warps=SCREEN_WARPS,
+                enable_fp_fusion=True))
+        launches.append(lambda: self._kernels.read_out[across, down](
+            masks, *masks.stride(), weights, live, len(stakes), counts, flat_levels,
+            row_pixels, row_shares, column_pixels, column_shares, height, width, thresholds,
+            gains, offsets, float(task.min_confidence),
+            *map(outputs.get, ('semantic', 'ids', 'confidence', 'score', 'query_mask',
+                               'query_score', 'winning')),
+            task.query_weights.shape[1], CLASSES=classes.shape[1], OWN=len(own),
+            SCORE=None if task.score is None else task.score.name, SAMPLES=geometry.samples,
+            TILE_ROWS=rows, TILE_COLUMNS=TILE_COLUMNS, CHUNK=chunk, CHUNKS=chunks,
+            num_warps=WARPS, enable_fp_fusion=True))
+        return lambda: [launch() for launch in launches]
 
     def _per_tile(self, tiles: int, count: int, columns: int) -> tuple[Any, Any, Any]:
         """Return uninitialised memory for what the kernel screen writes."""

@@ -202,8 +202,8 @@ def read_out(
     pixel = tl.arange(0, PIXELS)
     y, x = first_row + pixel // TILE_COLUMNS, first_column + pixel % TILE_COLUMNS
     inside = (y < height) & (x < width)
-    # Not one stretch, as far as the compiler sees: else it would give each thread neighbouring pixels
-    # to store and, for that, exchange what every query adds.
+    # Not one stretch, as far as the compiler sees: else it would give each thread neighbouring
+    # pixels to store and, for that, exchange what every query adds.
     place = tl.where(inside, y * width + x, 0)
     # What lies outside is computed as its neighbour and not stored.
     y, x = tl.minimum(y, height - 1), tl.minimum(x, width - 1)

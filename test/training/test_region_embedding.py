@@ -53,6 +53,20 @@ def test_pooling_is_the_weighted_mean():
     assert torch.allclose(mask_pool(features, 0.1 * masks), found, atol=1e-5)
 
 
+def test_sums_over_a_large_frame_fit_into_half_precision():
+    """At 1024x2048 a mask over the whole frame sums up 32768 pixels; float16 ends at 65504."""
+    features = random(1, 4, 128, 256) + 20
+    masks = torch.rand(1, 2, 128, 256)
+    masks[:, 0] = 1
+    found = mask_pool(features, masks)
+    weights = masks.flatten(2)
+    plain = weights @ features.flatten(2).transpose(1, 2)
+    assert plain.max() > 65504
+    assert torch.equal(found, plain / weights.sum(2)[..., None])
+    half = mask_pool(features.half(), masks.half())
+    assert torch.allclose(half.float(), found, rtol=5e-3)
+
+
 def test_an_empty_mask_pools_to_zeros():
     found = mask_pool(random(1, 4, 3, 5), torch.zeros(1, 2, 3, 5))
     assert not found.any()

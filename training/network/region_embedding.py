@@ -57,10 +57,15 @@ def mask_pool(features: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     Return the mean of features under soft masks (OpenSeg: z_i = sum_xy s_i F_z, normalised).
 
     features [B, C, h, w]; masks [B, N, h, w], 0..1.  Returns [B, N, C]; zeros for empty masks.
+
+    In float16, where products end at 65504, means up to 32 come out whatever the size.
     """
-    weights = masks.flatten(2)
+    # A power of two, which changes no digit: sums of more than 2048 pixels are made smaller.
+    pixels = int(features.shape[-2] * features.shape[-1])
+    share = 1 / (1 << (pixels // 2048).bit_length())
+    weights = masks.flatten(2) * share
     sums = weights @ features.flatten(2).transpose(1, 2)
-    return sums / weights.sum(2).clamp(min=1e-6)[..., None]
+    return sums / weights.sum(2).clamp(min=1e-6 * share)[..., None]
 
 
 def soft_masks(mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
