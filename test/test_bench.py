@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -134,8 +135,39 @@ def test_report_without_anything_beside_it(options, small, tmp_path):
     written = json.loads((tmp_path / 'out' / 'benchmarks.json').read_text())
     assert written['readout'] == report['readout'] and written['model']['name'] == 'tiny'
     text = (tmp_path / 'out' / 'benchmarks.md').read_text()
+    assert 'MiB of the GPU' not in text and 'CUDA' not in text
     assert '### Growth' in text and 'Left out: what is measured beside it (not asked for).' in text
     assert not (tmp_path / 'out' / 'benchmarks.png').exists()
+
+
+def test_what_was_measured_is_there_when_a_run_is_interrupted(options, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, 'measure_network', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(replace(options, sections=('segmenter', 'network')), tmp_path / 'out',
+                  say=lambda line: None)
+    written = json.loads((tmp_path / 'out' / 'benchmarks.json').read_text())
+    assert len(written['segmenter']) == 2 and 'network' not in written
+    assert '### Segmenter, all maps' in (tmp_path / 'out' / 'benchmarks.md').read_text()
+
+
+def test_pipelines_are_written_one_by_one(options, tmp_path, monkeypatch):
+    """An interrupt in the second size leaves the first."""
+    def measure(open_peer, open_ours, peer_run, frames, size, *rest):
+        if size == (64, 32):
+            raise KeyboardInterrupt
+        return [], None
+
+    monkeypatch.setattr(run, 'measure_pipeline', measure)
+    monkeypatch.setattr(run, 'open_peers', lambda name: (SimpleNamespace(packages=tuple), ''))
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(replace(options, sections=('pipelines',), pipelines=('model',),
+                          pipeline_sizes=((32, 32), (64, 32))), tmp_path / 'out',
+                  say=lambda line: None)
+    written = json.loads((tmp_path / 'out' / 'benchmarks.json').read_text())
+    assert written['pipelines'] == [] and written['model']['name'] == 'tiny'
 
 
 def test_the_published_order_beside_it_and_the_picture(options, small, tmp_path):
@@ -236,6 +268,8 @@ def test_hugging_face_runs_the_same_network(options, smaller, tmp_path, monkeypa
     assert min(row['parts'].values()) > 0
     text = markdown(report)
     assert 'used: a GPU, 2.0 GiB, compute capability 9.0; torch of CUDA 12.8' in text
+    # Beside its own network the model's pipeline has no memory of its own to tell.
+    assert text.count('MiB of the GPU') == 1
     assert 'frames of 64x32. Ours: torch (bf16' in text
     assert [row['target'].rpartition(' of ')[2] for row in report['targets']] == (
         ['Hugging Face, around it', 'Hugging Face, eager, bf16'])
