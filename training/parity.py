@@ -44,6 +44,6 @@ def differences(names: Sequence[str],
     return worst
 
 
-def differs(found: Mapping[str, float]) -> bool:
-    """Return whether a difference is more than TOLERANCE, or not a number."""
-    return not all(value <= TOLERANCE for value in found.values())
+def differs(found: Mapping[str, float], allowed: float = TOLERANCE) -> bool:
+    """Return whether a difference is more than what is allowed, or not a number."""
+    return not all(value <= allowed for value in found.values())

@@ -24,9 +24,10 @@ from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.segmenter import Segmenter
 from owseg_training.cli import main
 from owseg_training.closed_set import ClosedSetTraining, load_network
-from owseg_training.export import export_bundle, ExportError
+from owseg_training.export import export_bundle, ExportError, tolerance
 from owseg_training.grounding import GroundingTraining
 from owseg_training.outliers import OutlierTraining
+from owseg_training.parity import differs
 import pytest
 from support.camvid import tiny_config, write_camvid
 from support.published import detectron2_config, detectron2_state, mask2former
@@ -289,3 +290,11 @@ def test_encoder_of_a_run_with_region_head_must_fit(grounded, tmp_path, monkeypa
     error = capsys.readouterr().err
     assert 'text space tiny' in error and 'is of elsewhere' in error
     assert not (tmp_path / 'bundle').exists()
+
+
+def test_more_rounding_is_allowed_at_more_pixels_than_a_network_was_trained_at():
+    assert tolerance((480, 352), (480, 352)) == tolerance((64, 64), (480, 352)) == 1e-4
+    assert tolerance((960, 704), (480, 352)) == pytest.approx(2e-4)
+    found = {'mask_logits': 1.5e-4}
+    assert differs(found) and not differs(found, tolerance((960, 704), (480, 352)))
+    assert differs({'mask_logits': float('nan')}, 1.0)
