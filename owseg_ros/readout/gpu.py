@@ -40,6 +40,7 @@ import contextlib
 from dataclasses import dataclass
 import importlib
 import os
+import subprocess
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -160,9 +161,13 @@ class GpuReadout(Readout):
             raise
         # Compilers, drivers and torch have no common base for what goes wrong in them.
         except Exception as error:
+            instead = 'use readout: cpu'
+            if isinstance(error, subprocess.CalledProcessError) or 'C compiler' in str(error):
+                instead = ('Triton compiles what launches its kernels: install gcc and the '
+                           f'headers of Python (python3-dev), or {instead}')
             raise GpuReadoutError(
                 f'the readout failed {self.description}: {type(error).__name__}: '
-                f'{_line(error)}; use readout: cpu') from error
+                f'{_line(error)}; {instead}') from error
 
     def outputs(self, task: Task) -> dict[str, Any]:
         """

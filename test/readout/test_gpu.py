@@ -190,6 +190,14 @@ def test_a_failure_at_a_frame_does_not_lose_it():
     np.testing.assert_array_equal(readout(masks, *rest).semantic, maps.semantic)
 
 
+@pytest.mark.parametrize('error', [
+    RuntimeError('Failed to find C compiler.'), subprocess.CalledProcessError(1, ['gcc', 'a.c'])])
+def test_what_triton_needs_to_launch_kernels_is_named(error):
+    with patch.object(GpuReadout, 'launch', side_effect=error):
+        with pytest.raises(GpuReadoutError, match='install gcc and the headers of Python'):
+            GpuReadout()(*network(1, 6, 3, 8, 8, 6.0), (32, 32), (32, 32), SETTINGS)
+
+
 def test_errors_of_the_call_are_not_those_of_the_gpu():
     readout = ChosenReadout('gpu', 1)
     masks, probabilities = network(1, 6, 3, 8, 8, 6.0)
