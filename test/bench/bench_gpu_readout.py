@@ -19,8 +19,8 @@ Without a GPU it says so and measures nothing.
 
 The official order of operations (RbA, Mask2Former) enlarges all masks, takes their sigmoids, then
 einsum with the class probabilities, tanh, sum and argmax; its results stay on the GPU, and so do
-those of the kernel that is timed against it: GPU time by CUDA events, the kernel many times in a
-CUDA graph, on so many copies of masks and maps that what it reads and writes of them is four
+those of the kernels that are timed against it: GPU time by CUDA events, the kernels many times in
+a CUDA graph, on so many copies of masks and maps that what they read and write of them is four
 times as large as the L2 cache. `frame_ms` is what a frame takes in all, its maps on the host. The
 bound is the time that the GPU needs to read the mask logits that matter once and to write the
 maps once, at the bandwidth that it reaches on a copy. With --half the official order runs in
@@ -91,7 +91,7 @@ def copies_beyond(cache: int, moved: float) -> int:
 
 def kernel_time(torch: Any, readout: GpuReadout, task: Task, masks: Any, outputs: dict[str, Any],
                 repeats: int) -> float:
-    """Return the time of the kernel alone in ms."""
+    """Return the time of the kernels alone in ms."""
     cache = torch.cuda.get_device_properties(masks.device).L2_cache_size
     copies = copies_beyond(cache, moved_bytes(readout, masks, outputs))
     # The first writes the maps that are compared.
@@ -220,9 +220,9 @@ def main() -> None:
         'triton': triton.__version__, 'cuda': torch.version.cuda,
         'copy_gb_per_s': round(rate / 1e9, 1), 'network': options.network,
         'output': options.output or options.network, 'queries': options.queries,
-        'classes': options.classes, 'half': options.half, 'tile': options.tile}))
+        'classes': options.classes, 'half': options.half, 'tile': options.tile}), flush=True)
     for kind in ('crisp', 'soft', 'dense'):
-        print(json.dumps(measure(torch, kind, options, rate)))
+        print(json.dumps(measure(torch, kind, options, rate)), flush=True)
 
 
 if __name__ == '__main__':
