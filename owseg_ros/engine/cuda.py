@@ -20,10 +20,14 @@ What runs the network, TensorRT or torch, is the caller's. Imported only where t
 from __future__ import annotations
 
 from dataclasses import dataclass
+import threading
 from typing import Any, Callable, Optional, Sequence
 
 from owseg_ros.engine.contract import EngineError
 import torch
+
+# CUDA graphs are captured one at a time in a process, whoever's they are.
+_CAPTURE = threading.Lock()
 
 
 @dataclass
@@ -120,8 +124,8 @@ class CudaPasses:
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may use the GPU meanwhile, such as the engine that serves.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self.stream,
-                                  capture_error_mode='thread_local'):
+            with _CAPTURE, torch.cuda.graph(graph, pool=self._pool, stream=self.stream,
+                                            capture_error_mode='thread_local'):
                 prepared.outputs = prepared.work.enqueue()
         except (EngineError, RuntimeError) as error:
             self._graphs = False

@@ -13,12 +13,15 @@
 # limitations under the License.
 """The engine torch: a program on the CPU against ONNX Runtime, what it refuses, and the GPU."""
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 import io
 import json
 from pathlib import Path
 import shutil
 import sys
+import threading
+import time
 from types import SimpleNamespace
 import zipfile
 
@@ -325,6 +328,74 @@ def test_other_files_are_no_programs(bundle):
                              (bundle.network.read_bytes(), 'cannot be understood')):
         with pytest.raises(EngineError, match=message):
             check_program(content, 'network.pt2')
+
+
+# Passes on a GPU, without one
+
+class FakeGraph:
+    """A CUDA graph that runs its pass again."""
+
+    capturing, most = 0, 0
+
+    def replay(self):
+        self.again()
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Return CudaPasses' module on tensors of the CPU, with graphs that only count."""
+    cuda = pytest.importorskip('owseg_ros.engine.cuda')
+
+    @contextmanager
+    def graph(made, pool, stream, capture_error_mode):
+        assert capture_error_mode == 'thread_local'
+        FakeGraph.capturing += 1
+        FakeGraph.most = max(FakeGraph.most, FakeGraph.capturing)
+        time.sleep(0.02)
+        yield
+        FakeGraph.capturing -= 1
+
+    stream = SimpleNamespace(synchronize=lambda: None)
+    for name, value in {
+            'Stream': lambda: stream, 'stream': lambda stream: nullcontext(), 'graph': graph,
+            'graph_pool_handle': object, 'CUDAGraph': FakeGraph}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(FakeGraph, 'most', 0)
+    return cuda
+
+
+def doubling(cuda):
+    """Return passes that double an image."""
+    def prepare(size):
+        image, output = torch.zeros(size, 3, 2, 2), torch.zeros(size, 3, 2, 2)
+
+        def enqueue():
+            torch.mul(image, 2, out=output)
+            return {'masks': output}
+
+        FakeGraph.again = staticmethod(enqueue)
+        return cuda.Pass(image, enqueue)
+
+    return cuda.CudaPasses(prepare)
+
+
+def test_graphs_are_captured_one_at_a_time_in_a_process(passes):
+    """By two engines that are built in threads of their own."""
+    engines = [doubling(passes) for _ in range(3)]
+    threads = [threading.Thread(target=engine.run, args=(torch.ones(1, 3, 2, 2),))
+               for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert FakeGraph.most == 1 and FakeGraph.capturing == 0
+
+
+def test_a_replayed_graph_sees_the_frame_of_this_call(passes):
+    engine = doubling(passes)
+    for value in (1.0, 3.0, 5.0):
+        found = engine.run(torch.full((2, 3, 2, 2), value))
+        assert torch.equal(found['masks'], torch.full((2, 3, 2, 2), 2 * value))
 
 
 # On a GPU
