@@ -25,6 +25,7 @@ import sys
 from typing import Any
 
 from owseg_ros import __version__
+from owseg_ros.command_line import Parser
 from owseg_ros.errors import describe, OwsegError
 from owseg_ros.operating_point import CALIBRATED, HOW_TO_ASK
 from rich.console import Console
@@ -405,7 +406,7 @@ def _batches(batch: tuple[int, int, int]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='owseg', description='Open-world perception for ROS 2: demo, run, '
         'query, teach, bench, text-encoder, build-engine, doctor.')
     parser.add_argument('--version', action='version', version=__version__)
@@ -498,14 +499,19 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument('--only', dest='sections', type=_names, metavar='SECTION,...',
                        help='readout, pipelines, segmenter, network, growth, nodes (default: all)')
     bench.add_argument('--model', type=Path, help='folder of a bundle (default: the bundled one)')
-    bench.add_argument('--engine')
-    bench.add_argument('--torch-device', choices=('cuda', 'cpu'))
-    bench.add_argument('--torch-precision', choices=('auto', 'fp32', 'fp16', 'bf16'))
+    bench.add_argument('--engine', help='onnx, tensorrt or torch (default: onnx)')
+    bench.add_argument('--torch-device', choices=('cuda', 'cpu'),
+                       help='where the engine torch runs (default: cuda)')
+    bench.add_argument('--torch-precision', choices=('auto', 'fp32', 'fp16', 'bf16'),
+                       help='auto: fp16 on a GPU, else fp32 (default: auto)')
     bench.add_argument('--torch-compile', action='store_true',
                        help='let torch.compile make kernels for the engine torch')
-    bench.add_argument('--tensorrt-precision', choices=('auto', 'fp32', 'fp16', 'int8'))
-    bench.add_argument('--providers', type=_names, help='in order of preference: cpu,cuda')
-    bench.add_argument('--threads', type=int, help='of everything that is measured (0: all cores)')
+    bench.add_argument('--tensorrt-precision', choices=('auto', 'fp32', 'fp16', 'int8'),
+                       help='auto: fp16, or that of the model (default: auto)')
+    bench.add_argument('--providers', type=_names,
+                       help='in order of preference: cpu,cuda (default: cpu)')
+    bench.add_argument('--threads', type=int,
+                       help='of everything that is measured (0: all cores, the default)')
     bench.add_argument('--source', help='of the frames, as for run (default: scene)')
     bench.add_argument('--size', dest='sizes', type=_sizes, metavar='WxH,...',
                        help='of frames; the first one also for batches and the node (default: '

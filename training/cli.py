@@ -22,11 +22,16 @@ import math
 from pathlib import Path
 import sys
 
+from owseg_ros.command_line import Parser
 from owseg_ros.errors import describe, OwsegError
 from owseg_ros.operating_point import DEFAULT_POINT
 from owseg_training.analysis.commands import add_analyse
 from owseg_training.config import Config, ConfigError, load_config
 from owseg_training.data.datasets import DataError
+
+DATA_HELP = ('folder of all data sets (default: $OWSEG_DATA, or ../shared/data beside the '
+             'project)')
+PRETRAINED_HELP = "safetensors with the backbone's weights (default: random ones)"
 
 
 def _training_config(options: argparse.Namespace) -> Config:
@@ -176,15 +181,15 @@ def _add_prototypes(stages: argparse._SubParsersAction) -> None:
     stage.add_argument('--root', action=_DataSetOption, dest='data_set', metavar='PATH',
                        help='where the data set named before lies')
     stage.add_argument('--classes', type=_names, default=(), help='of that set: Car,Bicyclist')
-    stage.add_argument('--data', help='folder of all data sets')
-    stage.add_argument('--count', type=int, default=5, help='shots a class (default 5)')
+    stage.add_argument('--data', help=DATA_HELP)
+    stage.add_argument('--count', type=int, default=5, help='shots a class')
     stage.add_argument('--choose', choices=('largest', 'random'), default='largest',
-                       help='the pictures that show most of the class, or any (default largest)')
+                       help='the pictures that show most of the class, or any (default: largest)')
     stage.add_argument('--seed', type=int, default=0, help='of --choose random')
     stage.add_argument('--known', metavar='NAME[:SPLIT]',
                        help='labelled set whose known classes must not match, for the thresholds '
                             "(default: the bundle's prototypes of them)")
-    stage.add_argument('--threads', type=int, default=0, help='0: one a core')
+    stage.add_argument('--threads', type=int, default=0, help='of the CPU (0: one a core)')
     stage.set_defaults(run_command=_prototypes)
 
 
@@ -204,7 +209,7 @@ def _add_pseudo_masks(stages: argparse._SubParsersAction) -> None:
                        help='images/<name>.* to read, regions/<name>.png to write')
     stage.add_argument('--confidence', type=float, default=0.5,
                        help='masks that are an object with less probability are left out '
-                            '(default 0.5)')
+                            '(default: 0.5)')
     stage.add_argument('--device', help='cpu, cuda, cuda:1 (default: cpu)')
     stage.set_defaults(run_command=_pseudo_masks)
 
@@ -318,18 +323,18 @@ def _add_calibrate(stages: argparse._SubParsersAction) -> None:
     stage.add_argument('bundle', type=Path, help='folder of the bundle')
     stage.add_argument('--data-set', default='camvid:val', metavar='NAME[:SPLIT]',
                        help='labelled set whose known pixels are the false alarms; none: the '
-                            'procedural street (default camvid:val)')
+                            'procedural street (default: camvid:val)')
     stage.add_argument('--anomalies', default='road_anomaly', metavar='NAME[:SPLIT]',
                        help='set with anomalies, for detection rates and the best F1; none: '
-                            'without (default road_anomaly)')
+                            'without (default: road_anomaly)')
     stage.add_argument('--training', metavar='NAME[:SPLIT]',
                        help='set for the statistics of the classes (default: --data-set)')
     stage.add_argument('--score', help="the bundle's score from now on (default: as it is)")
     stage.add_argument('--objects', choices=('on', 'off'),
                        help='group the score into objects (default: as it is)')
     stage.add_argument('--point', default=DEFAULT_POINT,
-                       help=f'fpr=RATE, best_f1 or a number (default {DEFAULT_POINT})')
-    stage.add_argument('--data', help='folder of all data sets')
+                       help=f'fpr=RATE, best_f1 or a number (default: {DEFAULT_POINT})')
+    stage.add_argument('--data', help=DATA_HELP)
     stage.add_argument('--out', type=Path, help='folder of the new bundle (default: in place)')
     stage.set_defaults(run_command=_calibrate)
 
@@ -401,7 +406,7 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
                           help='repeatable; default: camvid:val and road_anomaly')
     evaluate.add_argument('--root', action=_DataSetOption, dest='data_set', metavar='PATH',
                           help='where the data set named before lies')
-    evaluate.add_argument('--data', help='folder of all data sets')
+    evaluate.add_argument('--data', help=DATA_HELP)
     evaluate.add_argument('--out', type=Path, help='folder for evaluation.md and .json')
     evaluate.add_argument('--json', action='store_true', help='print JSON instead of Markdown')
     evaluate.add_argument('--save-scores', choices=('png', 'npy'), nargs='?', const='png',
@@ -423,7 +428,7 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
     evaluate.add_argument('--limit', type=_positive, metavar='N',
                           help='only the first frames of each set')
     evaluate.add_argument('--providers', default='cpu', help='of ONNX Runtime: cuda,cpu')
-    evaluate.add_argument('--threads', type=int, default=0, help='0: one a core')
+    evaluate.add_argument('--threads', type=int, default=0, help='of the CPU (0: one a core)')
     evaluate.set_defaults(run_command=_evaluate)
 
 
@@ -436,7 +441,7 @@ def _add_evaluate_language(stages: argparse._SubParsersAction) -> None:
                        help='repeatable; default: camvid:val, camseq01 and idd_lite:val')
     stage.add_argument('--root', action=_DataSetOption, dest='data_set', metavar='PATH',
                        help='where the data set named before lies')
-    stage.add_argument('--data', help='folder of all data sets')
+    stage.add_argument('--data', help=DATA_HELP)
     stage.add_argument('--novel', type=_names, default=(), metavar='CLASSES',
                        help='classes hidden from training, whose means are given apart')
     stage.add_argument('--every', type=int, default=1, help='measure on each n-th frame')
@@ -483,11 +488,11 @@ def _add_open_world(stages: argparse._SubParsersAction) -> None:
                        help='losses of outlier supervision (default: squared_hinge); others, '
                             'and void_negative (void is outside of every mask), are compared in '
                             'the setting that hides the most')
-    stage.add_argument('--pretrained', help="safetensors with the backbone's weights")
-    stage.add_argument('--data', help='folder of the data sets')
+    stage.add_argument('--pretrained', help=PRETRAINED_HELP)
+    stage.add_argument('--data', help=DATA_HELP)
     stage.add_argument('--every', type=int, help='measure on each n-th frame of CamVid val')
     stage.add_argument('--max-width', type=int, metavar='PIXELS',
-                       help='reduce RoadAnomaly to this width for the figures (default 640; 0: '
+                       help='reduce RoadAnomaly to this width for the figures (default: 640; 0: '
                             'native size)')
     stage.add_argument('--iterations', type=_numbers, metavar='FIRST,FURTHER,OUTLIERS',
                        help="override the lengths of the recipes' schedules")
@@ -506,11 +511,11 @@ def _add_few_shot(stages: argparse._SubParsersAction) -> None:
                        help='only the first N of them for FT and PLM, which take longest')
     stage.add_argument('--channels', type=_numbers, metavar='K',
                        help='numbers of meta channels, 4 among them (default: 2,4,6)')
-    stage.add_argument('--pretrained', help="safetensors with the backbone's weights")
-    stage.add_argument('--data', help='folder of the data sets')
+    stage.add_argument('--pretrained', help=PRETRAINED_HELP)
+    stage.add_argument('--data', help=DATA_HELP)
     stage.add_argument('--every', type=int, help='measure on each n-th frame of CamVid val')
     stage.add_argument('--max-width', type=int, metavar='PIXELS',
-                       help='reduce RoadAnomaly to this width (default 640; 0: native size)')
+                       help='reduce RoadAnomaly to this width (default: 640; 0: native size)')
     stage.add_argument('--iterations', type=_numbers,
                        metavar='NETWORK,FURTHER,METRIC,MCA,TUNING,OUTLIERS',
                        help="override the lengths of the recipes' schedules")
@@ -595,7 +600,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _add_training_options(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument('--data', help='folder of the data sets')
+    stage.add_argument('--data', help=DATA_HELP)
     stage.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     stage.add_argument('--autocast', choices=('off', 'bf16', 'fp16'),
                        help='override the type that the network computes in')
@@ -607,13 +612,14 @@ def _add_training_options(stage: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog='owseg-train', description=__doc__)
+    parser = Parser(prog='owseg-train', description=__doc__)
     stages = parser.add_subparsers(dest='command', required=True)
 
     closed = stages.add_parser('closed-set', help='train a mask classifier; resumes if killed')
     closed.add_argument('--config', default='camvid_small', help='recipe name or YAML path')
-    closed.add_argument('--out', type=Path, help='folder of the run (default runs/<name>)')
-    closed.add_argument('--pretrained', help="safetensors with the backbone's weights")
+    closed.add_argument('--out', type=Path, help='folder of the run (default: runs/ and the '
+                                                 'name of the recipe)')
+    closed.add_argument('--pretrained', help=PRETRAINED_HELP)
     _add_training_options(closed)
     closed.set_defaults(run_command=_closed_set)
 
@@ -672,11 +678,12 @@ def build_parser() -> argparse.ArgumentParser:
     sweep = stages.add_parser('sweep', help='vary one setting: runs, a table and a picture')
     sweep.add_argument('name', help='a sweep of training/recipes/sweeps, or a YAML path')
     sweep.add_argument('--out', type=Path, required=True, help='folder of the runs')
-    sweep.add_argument('--seeds', type=int, nargs='+', default=[0])
+    sweep.add_argument('--seeds', type=int, nargs='+', default=[0],
+                       help='a run of every value for each of them')
     sweep.add_argument('--start', type=Path,
                        help='trained run to fine-tune (default: made from its recipe)')
-    sweep.add_argument('--pretrained', help="safetensors with the backbone's weights")
-    sweep.add_argument('--data', help='folder of the data sets')
+    sweep.add_argument('--pretrained', help=PRETRAINED_HELP)
+    sweep.add_argument('--data', help=DATA_HELP)
     sweep.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     sweep.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
     sweep.set_defaults(run_command=_sweep)
@@ -687,7 +694,7 @@ def build_parser() -> argparse.ArgumentParser:
     export = stages.add_parser('export', help='write a bundle: ONNX, manifest, model card')
     export.add_argument('run', type=Path, help='folder of a training, or of owseg-train convert')
     export.add_argument('--out', type=Path, required=True, help='folder of the bundle')
-    export.add_argument('--data', help='folder of the data sets')
+    export.add_argument('--data', help=DATA_HELP)
     export.add_argument('--check-frames', type=int, default=4,
                         help='frames on which ONNX must equal torch: of a data set, else of the '
                              'procedural street')
@@ -695,7 +702,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="input of the network, multiples of 32 (default: the run's)")
     export.add_argument('--batch', type=_batch, metavar='N',
                         help='fixed batch size, or dynamic (default)')
-    export.add_argument('--precision', choices=('fp32', 'fp16', 'int8'), default='fp32')
+    export.add_argument('--precision', choices=('fp32', 'fp16', 'int8'), default='fp32',
+                        help='of the weights and the arithmetic')
     export.add_argument('--calibration-frames', type=int, default=32,
                         help='int8: frames for the ranges of activations')
     export.add_argument('--int8-runtime', choices=('onnxruntime', 'tensorrt'),
@@ -716,7 +724,7 @@ def build_parser() -> argparse.ArgumentParser:
     program.add_argument('--config', required=True,
                          help='recipe that its network was first trained with, name or path')
     program.add_argument('--out', type=Path, required=True, help='folder of the new bundle')
-    program.add_argument('--data', help='folder of the data sets')
+    program.add_argument('--data', help=DATA_HELP)
     program.set_defaults(run_command=_torch_program)
 
     _add_text_encoder(stages)
@@ -729,7 +737,8 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument('checkpoint', type=Path,
                          help='detectron2 or timm: file of weights; hugging-face, bundle: folder')
     convert.add_argument('--format', choices=('detectron2', 'hugging-face', 'timm', 'bundle'),
-                         default='detectron2')
+                         default='detectron2',
+                         help='what the checkpoint is; detectron2: of RbA and Mask2Former')
     convert.add_argument('--config', type=Path,
                          help='detectron2: its YAML (default: config.yaml beside the checkpoint); '
                               'bundle: recipe that its network was trained with')

@@ -128,7 +128,7 @@ def _add(analyses: argparse._SubParsersAction, name: str, text: str,
 
 def _add_threshold(analysis: argparse.ArgumentParser) -> None:
     analysis.add_argument('--threshold', type=_share, default=0.8,
-                          help='probability from which a query is confident (default 0.8)')
+                          help='probability from which a query is confident (default: 0.8)')
 
 
 def add_analyse(stages: argparse._SubParsersAction) -> None:
@@ -157,9 +157,9 @@ def add_analyse(stages: argparse._SubParsersAction) -> None:
     modes.add_argument('--data-set', action='append', metavar='NAME[:SPLIT]',
                        help='repeatable; default: camvid:val and road_anomaly')
     modes.add_argument('--pixels', type=_count, default=100_000,
-                       help='sampled from each set (default 100000)')
+                       help='sampled from each set (default: 100000)')
     modes.add_argument('--pictures', type=_count, default=3,
-                       help='frames of each set in the picture (default 3)')
+                       help='frames of each set in the picture (default: 3)')
     modes.add_argument('--class-order', action='store_true',
                        help="cluster scores in the order of the classes, not each pixel's "
                             'largest first')
@@ -180,7 +180,7 @@ def add_analyse(stages: argparse._SubParsersAction) -> None:
                          help='folder for the table and its JSON')
     pooling.add_argument('--data', help='folder of all data sets')
     pooling.add_argument('--every', type=_count, default=1, metavar='N',
-                         help='fit the probe on each n-th frame (default 1)')
+                         help='fit the probe on each n-th frame (default: 1)')
     pooling.add_argument('--limit', type=_count, help='only the first frames of each set')
     pooling.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     pooling.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
