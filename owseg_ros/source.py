@@ -20,6 +20,7 @@ them alike.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 import re
 from typing import Protocol
@@ -100,6 +101,8 @@ class VideoSource:
         self.camera_matrix = None
         self._loop = loop and webcam is None
         self._live = webcam is not None
+        # Quiet: what FFmpeg says of a damaged file comes beside the one line that SourceError is.
+        os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
         self._capture = cv2.VideoCapture(path if webcam is None else webcam)
         hint = ('is it plugged in, free, and readable by this user (group video)?'
                 if self._live else 'give a file that OpenCV can decode, such as MP4 or AVI')

@@ -11,6 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 from owseg_ros.source import open_source, SourceError
@@ -97,3 +100,16 @@ def test_empty_folder_and_a_file_that_is_no_video(tmp_path):
         open_source(str(tmp_path / 'x.mp4'))
     with pytest.raises(SourceError, match='64x64'):
         open_source('scene', width=32, height=20)
+
+
+def test_of_a_damaged_video_only_the_error_is_said(tmp_path):
+    # In a process of its own: FFmpeg asks once how much it is to say.
+    path = tmp_path / 'a drive.mp4'
+    path.write_bytes(b'no video')
+    said = subprocess.run(
+        [sys.executable, '-m', 'owseg_ros.cli', 'run', '--video', str(path),
+         '--out', str(tmp_path / 'out')], capture_output=True, text=True, timeout=300)
+    assert said.returncode == 2
+    assert said.stderr.splitlines() == [
+        f'owseg: {path} cannot be opened; give a file that OpenCV can decode, such as MP4 or AVI']
+    assert not (tmp_path / 'out').exists()
