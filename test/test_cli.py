@@ -229,7 +229,8 @@ def test_run_compares_masks_if_asked(tmp_path, teachable):
 def test_prototypes_that_cannot_be_used(tmp_path, model, teachable, capsys):
     arguments = teachable
     for options, says in ((['--model', model], 'has no metric head'),
-                          (['--prototypes', str(tmp_path / 'no.npz')], 'cannot be read')):
+                          (['--prototypes', str(tmp_path / 'no.npz')],
+                           'no.npz: cannot be read: No such file or directory\n')):
         assert main([*arguments, *options]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count('\n') == 1

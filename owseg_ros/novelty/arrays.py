@@ -49,7 +49,7 @@ def read_arrays(path: str | os.PathLike, most_bytes: int) -> dict[str, np.ndarra
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except OSError as error:
-        raise NoveltyError(f'{path}: cannot be read: {error}') from error
+        raise NoveltyError(f'{path}: cannot be read: {error.strerror or error}') from error
     # What zipfile and NumPy raise for damaged, locked and exotic archives.
     except (ValueError, EOFError, KeyError, RuntimeError, SyntaxError, OverflowError, MemoryError,
             zipfile.BadZipFile, zlib.error) as error:
