@@ -108,7 +108,9 @@ def _progress(console: Console) -> Progress:
                     TextColumn('{task.fields[text]}'), TimeElapsedColumn(), console=console)
 
 
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> Table | str:
+    if not rows:
+        return title
     table = Table(title=title, show_header=False, title_justify='left')
     table.add_column(style='cyan')
     table.add_column()
