@@ -74,3 +74,12 @@ def test_defaults_are_written_as_they_are_given():
         'model': 'folder (default: the bundled one)'}
     assert parser._get_formatter()._expand_help(parser._option_string_actions['--masks']) \
         == 'write maps'
+
+
+@pytest.mark.parametrize('option', ('--iterations', '--accumulate'))
+def test_lengths_of_a_training_are_numbers_from_one(option, capsys):
+    pytest.importorskip('owseg_training.cli')
+    from owseg_training.cli import build_parser
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(['closed-set', option, '-5'])
+    assert "'-5' is not a number from 1" in capsys.readouterr().err

@@ -604,9 +604,9 @@ def _add_training_options(stage: argparse.ArgumentParser) -> None:
     stage.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     stage.add_argument('--autocast', choices=('off', 'bf16', 'fp16'),
                        help='override the type that the network computes in')
-    stage.add_argument('--accumulate', type=int, metavar='N',
+    stage.add_argument('--accumulate', type=_positive, metavar='N',
                        help='override: compute each step in N parts, for less memory')
-    stage.add_argument('--iterations', type=int, help='override the length of the schedule')
+    stage.add_argument('--iterations', type=_positive, help='override the length of the schedule')
     stage.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
 
 
