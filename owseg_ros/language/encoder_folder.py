@@ -33,7 +33,7 @@ from typing import Any, Optional
 import jsonschema
 from owseg_ros.bundle import sha256_of
 from owseg_ros.language.contract import TextEncoderError
-from owseg_ros.language.files import copy_atomically, write_atomically
+from owseg_ros.language.files import copy_atomically, read_file, write_atomically
 import yaml
 
 MANIFEST = 'manifest.yaml'
@@ -143,8 +143,7 @@ def _error(folder: Path, problem: str) -> TextEncoderError:
 
 def _read_manifest(folder: Path) -> Any:
     try:
-        with open(folder / MANIFEST, 'rb') as stream:
-            data = stream.read(MAX_MANIFEST_BYTES + 1)
+        data = read_file(folder / MANIFEST, MAX_MANIFEST_BYTES)
     except (OSError, ValueError) as error:
         raise _error(folder, f'{MANIFEST} cannot be read: {error}; give the folder that '
                              'owseg text-encoder or owseg-train text-encoder wrote') from error

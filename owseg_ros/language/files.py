@@ -11,14 +11,21 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writing files so that whoever reads meanwhile, or after a crash, finds the old or the new."""
+"""
+Files that are read and written while a vehicle drives.
+
+They are written so that whoever reads meanwhile, or after a crash, finds the old or the new, and
+read so that a path to something else than a file holds nobody up.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import errno
 import os
 from pathlib import Path
 import shutil
+import stat
 import tempfile
 from typing import BinaryIO
 
@@ -42,7 +49,28 @@ def copy_atomically(source: str | os.PathLike, path: str | os.PathLike) -> None:
         _replace(Path(path), lambda stream: shutil.copyfileobj(original, stream, 1 << 24))
 
 
+def read_file(path: str | os.PathLike, most_bytes: int) -> bytes:
+    """
+    Return what a file holds, or its first ``most_bytes + 1`` bytes where it is longer.
+
+    Raises OSError, also for what is no regular file: reading a pipe would wait for a writer, and
+    a device may have no end; ValueError for a path that no file can have.
+    """
+    # A pipe that nobody writes to is opened at once with this flag.
+    with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise _not_regular(path)
+        return file.read(most_bytes + 1)
+
+
+def _not_regular(path: str | os.PathLike) -> OSError:
+    return OSError(errno.EINVAL, 'It is not a regular file', os.fspath(path))
+
+
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        # Root could put a file into the place of a device.
+        raise _not_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
     try:

@@ -33,7 +33,8 @@ from types import MappingProxyType
 from typing import Any
 
 import jsonschema
-from owseg_ros.errors import OwsegError
+from owseg_ros.errors import OwsegError, shown
+from owseg_ros.language.files import read_file
 from owseg_ros.language.text import normalise_text, TextError
 import yaml
 
@@ -143,10 +144,10 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     holds a text that cannot be asked for, or gives one name to two entries.
     """
     try:
-        with open(path, 'rb') as stream:
-            data = stream.read(MAX_BYTES + 1)
+        data = read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        raise VocabularyError(f'vocabulary {path}: cannot be read: {error}') from error
+        raise VocabularyError(f'vocabulary {shown(str(path))}: cannot be read: '
+                              f'{getattr(error, "strerror", None) or error}') from error
     if len(data) > MAX_BYTES:
         raise VocabularyError(f'vocabulary {path}: it is larger than {MAX_BYTES} bytes')
     return _read(str(path), data)

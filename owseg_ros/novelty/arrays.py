@@ -22,6 +22,7 @@ import zlib
 
 import numpy as np
 from owseg_ros.errors import OwsegError
+from owseg_ros.language.files import read_file
 
 _SLACK = 1 << 20
 
@@ -39,8 +40,7 @@ def read_arrays(path: str | os.PathLike, most_bytes: int) -> dict[str, np.ndarra
     """
     limit = most_bytes + _SLACK
     try:
-        with open(path, 'rb') as stream:
-            data = stream.read(limit + 1)
+        data = read_file(path, limit)
         if len(data) > limit:
             raise ValueError(f'larger than {limit} bytes')
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

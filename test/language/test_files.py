@@ -13,7 +13,7 @@
 # limitations under the License.
 import os
 
-from owseg_ros.language.files import copy_atomically, write_atomically
+from owseg_ros.language.files import copy_atomically, read_file, write_atomically
 import pytest
 
 
@@ -44,3 +44,25 @@ def test_what_fails_leaves_nothing(tmp_path):
     with pytest.raises(OSError):
         write_atomically(path, b'text')
     assert os.listdir(tmp_path) == ['taken'] and os.listdir(path) == ['inside']
+
+
+def test_a_file_is_read_as_far_as_asked(tmp_path):
+    path = tmp_path / 'file'
+    path.write_bytes(b'0123456789')
+    assert read_file(path, 10) == read_file(str(path), 99) == b'0123456789'
+    assert read_file(path, 3) == b'0123'
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / 'missing', 1)
+
+
+def test_what_is_no_file_is_neither_waited_for_nor_replaced(tmp_path):
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    for path in (pipe, '/dev/zero'):
+        with pytest.raises(OSError, match='not a regular file'):
+            read_file(path, 10)
+    with pytest.raises(OSError):
+        read_file(tmp_path, 10)
+    with pytest.raises(OSError, match='not a regular file'):
+        write_atomically(pipe, b'text')
+    assert pipe.is_fifo() and os.listdir(tmp_path) == ['pipe']
