@@ -11,7 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The base of every error that owseg_ros raises on purpose."""
+"""The base of every error that owseg_ros raises on purpose, and what their messages quote."""
+
+_SHOWN = 60
 
 
 class OwsegError(Exception):
@@ -23,3 +25,10 @@ def describe(error: OSError) -> str:
     if error.filename is None or error.strerror is None:
         return str(error)
     return f'{error.filename}: {error.strerror}'
+
+
+def shown(text: str) -> str:
+    """Return a text from outside as a message can quote it: printable and short."""
+    text = text.strip(' \t\r\n')
+    text = text if len(text) <= _SHOWN else f'{text[:_SHOWN - 3]}...'
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)

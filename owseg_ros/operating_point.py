@@ -26,11 +26,13 @@ import math
 from typing import Optional
 
 import numpy as np
-from owseg_ros.errors import OwsegError
+from owseg_ros.errors import OwsegError, shown
 
 CALIBRATED = 'calibrated'
 BEST_F1 = 'best_f1'
 _FPR = 'fpr='
+# Scores are float32.
+_MOST = float(np.finfo(np.float32).max)
 DEFAULT_POINT = f'{_FPR}0.005'
 """What a bundle is calibrated to where nobody chooses."""
 
@@ -99,13 +101,13 @@ def parse_operating_point(value: object) -> tuple[str, float]:
         try:
             found = float(number)
         except ValueError:
-            raise OperatingPointError(f'must be {HOW_TO_ASK}, not "{value}"') from None
+            raise OperatingPointError(f'must be {HOW_TO_ASK}, not "{shown(value)}"') from None
         if kind == 'fpr' and not 0.0 < found < 1.0:
-            raise OperatingPointError(f'must name a rate between 0 and 1, not "{value}"')
+            raise OperatingPointError(f'must name a rate between 0 and 1, not "{shown(value)}"')
     elif isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
         found, kind = float(value), 'number'
     else:
-        raise OperatingPointError(f'must be {HOW_TO_ASK}, not {value!r}')
-    if not math.isfinite(found):
-        raise OperatingPointError(f'must be finite, not {value}')
+        raise OperatingPointError(f'must be {HOW_TO_ASK}, not {shown(repr(value))}')
+    if not abs(found) <= _MOST:
+        raise OperatingPointError(f'must be finite in single precision, not {value}')
     return kind, found

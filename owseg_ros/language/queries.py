@@ -28,6 +28,7 @@ import json
 import reprlib
 from typing import Any, Optional
 
+from owseg_ros.errors import shown
 from owseg_ros.language.text import MAX_CHARACTERS, normalise_text, TextError
 
 MAX_QUERIES = 64
@@ -125,10 +126,7 @@ class _Reader:
             self.unlisted += 1
             return
         text = entry if isinstance(entry, str) else reprlib.repr(entry)
-        text = text.strip(' \t\r\n')
-        shown = text if len(text) <= _SHOWN else f'{text[:_SHOWN - 3]}...'
-        shown = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
-        self.rejected.append(Rejection(shown, reason))
+        self.rejected.append(Rejection(shown(text), reason))
 
     def json_entries(self, text: str) -> list[Any]:
         """Return the entries of a message in JSON."""

@@ -25,6 +25,7 @@ from owseg_ros.engine.tensorrt import AUTO
 from owseg_ros.engine.tensorrt import PRECISIONS
 from owseg_ros.engine.torch import DEVICES as TORCH_DEVICES
 from owseg_ros.engine.torch import PRECISIONS as TORCH_PRECISIONS
+from owseg_ros.errors import shown
 from owseg_ros.nodes.qos import RELIABILITIES
 from owseg_ros.operating_point import CALIBRATED
 from owseg_ros.operating_point import HOW_TO_ASK
@@ -91,7 +92,7 @@ class Spec:
         if isinstance(value, float) and not math.isfinite(value):
             return f'{self.name} must be finite, not {value}'
         if self.choices and value not in self.choices:
-            return f'{self.name} must be one of {", ".join(self.choices)}, not "{value}"'
+            return f'{self.name} must be one of {", ".join(self.choices)}, not "{shown(value)}"'
         problem = self.check(value) if self.check else ''
         return f'{self.name} {problem}' if problem else ''
 
@@ -194,7 +195,7 @@ def unknown_parameters(given: Sequence[str], known: Collection[str]) -> str:
 def _camera_names(names: Sequence[str]) -> str:
     wrong = [name for name in names if name and not _NAMESPACE.fullmatch(name)]
     if wrong:
-        return f'has "{wrong[0]}", which is no namespace (letters, digits, _ and /)'
+        return f'has "{shown(wrong[0])}", which is no namespace (letters, digits, _ and /)'
     if not names:
         return 'is empty: list camera namespaces, or [""] for the namespace of the node'
     if len(set(names)) != len(names):

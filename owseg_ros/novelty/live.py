@@ -32,13 +32,13 @@ import traceback
 from typing import Any, Optional
 
 from owseg_ros.bundle import Bundle
-from owseg_ros.errors import OwsegError
+from owseg_ros.errors import OwsegError, shown
 from owseg_ros.language.queries import Rejection
 from owseg_ros.novelty.arrays import NoveltyError
 from owseg_ros.novelty.frames import MASK, RecentFrame, RecentFrames, seconds_text
 from owseg_ros.novelty.match import prepare, PreparedPrototypes
 from owseg_ros.novelty.messages import (
-    Action, Forget, MAX_MESSAGE_CHARACTERS, parse_teaching, Rename, shown, Teach)
+    Action, Forget, MAX_MESSAGE_CHARACTERS, parse_teaching, Rename, Teach)
 from owseg_ros.novelty.metric_head import MetricHead, novelty_of
 from owseg_ros.novelty.prototypes import PrototypeBook, PrototypeSet
 

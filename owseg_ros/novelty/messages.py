@@ -35,12 +35,12 @@ import json
 import reprlib
 from typing import Any, NoReturn, Optional, Union
 
+from owseg_ros.errors import shown
 from owseg_ros.language.queries import MAX_ID_CHARACTERS, Rejection
 from owseg_ros.novelty.arrays import NoveltyError
 from owseg_ros.novelty.frames import Box, Pixel, Place, RegionNumber
 
 MAX_MESSAGE_CHARACTERS = 1 << 14
-_SHOWN = 60
 _ACTIONS = ('name', 'forget', 'rename', 'list')
 _PLACES = ('pixel', 'box', 'region')
 _WITH = {'name': (*_PLACES, 'stamp', 'camera', 'threshold'), 'forget': (), 'rename': ('to',),
@@ -127,13 +127,6 @@ def parse_teaching(text: str) -> ParsedTeaching:
         return ParsedTeaching(_action(message), None, message_id)
     except NoveltyError as error:
         return ParsedTeaching(None, Rejection(shown(text), str(error)), message_id)
-
-
-def shown(text: str) -> str:
-    """Return a text from outside as it can be shown: printable and short."""
-    text = text.strip(' \t\r\n')
-    text = text if len(text) <= _SHOWN else f'{text[:_SHOWN - 3]}...'
-    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _action(message: dict[str, Any]) -> Action:
