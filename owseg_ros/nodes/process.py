@@ -23,6 +23,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from typing import Any, Callable, Sequence
 
 from owseg_ros.nodes import transport
@@ -93,7 +94,16 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
         # Without a time limit, a signal that comes while the wait set is being built can leave
         # the executor waiting in a context that is shut down already.
         while rclpy.ok():
-            executor.spin_once(timeout_sec=SPIN_SECONDS)
+            try:
+                executor.spin_once(timeout_sec=SPIN_SECONDS)
+            except (ExternalShutdownException, RuntimeError):
+                raise
+            except Exception:
+                # Such as a request of rclpy's own services that it cannot read: a parameter of a
+                # type that there is not. It has no answer; the others have.
+                nodes[0].get_logger().error(
+                    f'a message or request was left out: {traceback.format_exc(limit=-1)}',
+                    throttle_duration_sec=5.0)
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         print(error, file=sys.stderr)
         code = 1

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import sys
 
-from owseg_ros.nodes.camera import CameraNode
-from owseg_ros.nodes.perception import PerceptionNode
-from owseg_ros.nodes.process import run
+from owseg_ros.entry import run_node
 
 
 def main(args: list[str] | None = None) -> int:
     """Run both nodes; the camera makes its frames in a thread of its own."""
+    # Here, so that run_node is there before what takes time to import.
+    from owseg_ros.nodes.camera import CameraNode
+    from owseg_ros.nodes.perception import PerceptionNode
+    from owseg_ros.nodes.process import run
     return run([
         lambda dds: PerceptionNode(dds=dds, autostart=True),
         lambda dds: CameraNode(dds=dds)], args)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_node('stack'))

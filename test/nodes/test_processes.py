@@ -19,6 +19,9 @@ import signal
 
 from diagnostic_msgs.msg import DiagnosticArray
 import pytest
+from rcl_interfaces.msg import Parameter
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from support.dds import BEST_EFFORT
@@ -104,6 +107,19 @@ def test_a_signal_ends_the_node_and_leaves_nothing_behind(tiny, number):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_process_that_imports_its_libraries(number):
+    process = Process('owseg_ros.nodes.stack')
+    try:
+        wait_until(lambda: '_multiarray_umath' in Path(f'/proc/{process.pid}/maps').read_text(),
+                   what=lambda: process.output)
+        code, seconds = process.end(number)
+    finally:
+        process.kill()
+    assert code == 0 and seconds < SECONDS_TO_END
+    assert process.output == ''
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_node_that_loads_its_model(tiny, tmp_path, number):
     """The first start compiles for up to a minute, and launch would kill it after 20 s."""
     process = Process('owseg_ros.nodes.perception', {'model': str(tiny.path), 'autostart': True},
@@ -149,3 +165,18 @@ def test_a_model_that_is_missing_leaves_the_process_alive(ros):
     assert process.running()
     assert '/no/such/model' in process.output
     assert process.end()[0] == 0
+
+
+def test_a_request_that_rclpy_cannot_read_ends_nothing(ros):
+    perception = ros.process('owseg_ros.nodes.perception')
+    client = ros.client.create_client(SetParameters, 'perception/set_parameters')
+    assert client.wait_for_service(20.0), perception.output
+    client.call_async(SetParameters.Request(parameters=[
+        Parameter(name='model', value=ParameterValue(type=99))]))
+    perception.wait_for('a message or request was left out')
+    assert '99 is not a valid Parameter.Type' in perception.output
+    answer = client.call_async(SetParameters.Request(parameters=[
+        Parameter(name='model', value=ParameterValue(type=4, string_value='/a/model'))]))
+    wait_until(answer.done, what=lambda: perception.output)
+    assert [result.successful for result in answer.result().results] == [True]
+    assert perception.end()[0] == 0, perception.output
