@@ -30,6 +30,7 @@ import threading
 from typing import Optional, Union
 
 import numpy as np
+from owseg_ros.errors import shown
 from owseg_ros.language.regions import find_regions, Region
 from owseg_ros.novelty.arrays import NoveltyError
 from owseg_ros.novelty.region_features import region_features
@@ -317,7 +318,7 @@ class RecentFrames:
         if camera is not None:
             kept = [entry for entry in kept if entry.camera == camera]
             if not kept:
-                raise NoveltyError(f'no frame of a camera {camera!r} is kept; there are '
+                raise NoveltyError(f'no frame of a camera {shown(camera)!r} is kept; there are '
                                    f'{_listed(cameras)}')
         if stamp is not None:
             kept = self._with_stamp(kept, stamp)

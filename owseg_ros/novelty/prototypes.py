@@ -31,6 +31,7 @@ from typing import Any, NoReturn, Optional
 
 import numpy as np
 from owseg_ros.bundle import Bundle, UNKNOWN_ID
+from owseg_ros.errors import shown
 from owseg_ros.language.files import write_atomically
 from owseg_ros.language.naming import UNKNOWN
 from owseg_ros.language.text import normalise_text, TextError
@@ -41,7 +42,7 @@ SCHEMA = 'owseg_ros/prototypes'
 SCHEMA_VERSION = 1
 MAX_SHOTS = 256
 MAX_SOURCE = 256
-RESERVED = frozenset({UNKNOWN, 'unlabelled', 'unlabeled'})
+RESERVED = frozenset({UNKNOWN, 'unknown object', 'unlabelled', 'unlabeled'})
 _TOLERANCE = 1e-2
 _SMALLEST_MEAN = 1e-3
 
@@ -298,7 +299,7 @@ class PrototypeBook:
         try:
             found = normalise_text(name)
         except TextError as error:
-            raise NoveltyError(f'{name!r} is no name of a class: {error}') from error
+            raise NoveltyError(f'{shown(name)!r} is no name of a class: {error}') from error
         if found in self._known:
             raise NoveltyError(f'{found!r} is a class that {self._bundle_name} knows already; '
                                'teach another name')
@@ -309,7 +310,7 @@ class PrototypeBook:
     def _find(self, classes: dict[str, TaughtClass], name: str) -> TaughtClass:
         taught = classes.get(_comparable(name))
         if taught is None:
-            raise NoveltyError(f'no taught class is called {name!r}; there are '
+            raise NoveltyError(f'no taught class is called {shown(name)!r}; there are '
                                f'{", ".join(classes) or "none"}')
         return taught
 

@@ -117,7 +117,8 @@ def test_there_are_as_many_ids_as_below_unknown(book):
 
 @pytest.mark.parametrize('name, pattern', [
     ('red', "'red' is a class that tiny knows already"), (' RED', 'knows already'),
-    ('unknown', 'what no class is called'), ('Unlabelled', 'what no class is called'),
+    ('unknown', 'what no class is called'), ('Unknown object', 'what no class is called'),
+    ('Unlabelled', 'what no class is called'),
     ('', 'empty'), ('a\nb', 'control character'), ('x' * 200, '200 characters')])
 def test_names_that_cannot_be_taken(full, name, pattern):
     before = full.active
