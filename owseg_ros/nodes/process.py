@@ -72,6 +72,7 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
         raised = time.monotonic()
         raise KeyboardInterrupt
 
+    _hide_swallowed_interrupts()
     # Before rclpy.init, which puts its own handlers in front of these.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
@@ -126,6 +127,16 @@ def run(factories: Sequence[Callable[[transport.Transport], Node]],
     gc.collect()
     _leave_if_threads_linger(code)
     return code
+
+
+def _hide_swallowed_interrupts() -> None:
+    """Print nothing about an interrupt that struck where Python cannot raise (numba compiles)."""
+    tell = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            tell(unraisable)
+    sys.unraisablehook = hook
 
 
 def _leave_if_threads_linger(code: int) -> None:

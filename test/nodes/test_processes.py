@@ -14,8 +14,11 @@
 """The nodes in processes of their own, as a robot runs them."""
 
 import json
+import os
 from pathlib import Path
 import signal
+import subprocess
+import sys
 
 from diagnostic_msgs.msg import DiagnosticArray
 import pytest
@@ -25,6 +28,7 @@ from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from support.dds import BEST_EFFORT
+from support.dds import DOMAIN
 from support.dds import LATCHED
 from support.dds import Process
 from support.dds import values_of
@@ -136,6 +140,31 @@ def test_a_signal_ends_a_node_that_loads_its_model(tiny, tmp_path, number):
     assert seconds < SECONDS_TO_END
     assert 'Traceback' not in process.output and 'model tiny' not in process.output
     assert [path for path in files if path.exists()] == []
+
+
+def test_a_signal_that_a_library_swallows_is_raised_again_and_not_told():
+    script = """
+import ctypes, os, signal, sys, time
+from owseg_ros.nodes.process import run
+
+@ctypes.CFUNCTYPE(None)
+def called_by_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def make(dds):
+    called_by_c()
+    print('swallowed', flush=True)
+    end = time.monotonic() + 30.0
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+sys.exit(run([make]))
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', script], env={**os.environ, 'ROS_DOMAIN_ID': str(DOMAIN)},
+        capture_output=True, text=True, timeout=60)
+    assert done.stdout == 'swallowed\n', done.stderr
+    assert (done.returncode, done.stderr) == (0, '')
 
 
 def test_an_invalid_parameter_at_start_ends_the_process_with_a_reason(ros):
