@@ -42,6 +42,12 @@ WINDOW_FRAMES = 600
 RATE_SECONDS = 5.0
 """Seconds that the rates of diagnostics look back on."""
 
+SAME_STAMPS = 5
+"""Frames in a row with one stamp that are no accident."""
+
+EARLIEST_SECONDS = 0.2
+"""Seconds that lie between two reports, however much happens (or the period, if shorter)."""
+
 NO_FRAMES = 'no frames'
 """The state of a camera that is silent."""
 
@@ -59,7 +65,8 @@ class Snapshot:
     age also when stamps and node clock do not belong together (a bag replayed without
     use_sim_time); `clock_offset` is then their difference in seconds. `silent` is the number of
     seconds since the last frame or activation, `since_bad` since the last bad frame (infinite:
-    never).
+    never), `since_back` since the last frame that was older than the one before. `same_stamps`
+    frames in a row have had `stamp`, seconds, which is that of the last frame.
     """
 
     frames_in: int
@@ -79,6 +86,10 @@ class Snapshot:
     silent: float
     since_bad: float
     since_good: float
+    stamp: float | None
+    same_stamps: int
+    stamps_back: int
+    since_back: float
 
     def values(self) -> dict[str, str]:
         """Return the numbers as the key-value pairs of a diagnostic status."""
@@ -89,6 +100,7 @@ class Snapshot:
             'skipped': str(self.skipped),
             'batched': str(self.batched),
             'bad_frames': str(self.bad_frames),
+            'stamps_back': str(self.stamps_back),
             'last_error': self.last_error,
             'rate_in_hz': f'{self.rate_in_hz:.2f}',
             'rate_hz': f'{self.rate_hz:.2f}',
@@ -122,7 +134,9 @@ class FrameStatistics:
             self._frames_in = self._frames_out = 0
             self._drops = self._skipped = self._batched = self._bad = 0
             self._last_error = ''
-            self._last_in = self._last_bad = self._last_good = -math.inf
+            self._last_in = self._last_bad = self._last_good = self._last_back = -math.inf
+            self._stamp: float | None = None
+            self._same_stamps = self._stamps_back = 0
             self._arrivals: deque[float] = deque(maxlen=WINDOW_FRAMES)
             self._departures: deque[float] = deque(maxlen=WINDOW_FRAMES)
             self._ages: deque[float] = deque(maxlen=WINDOW_FRAMES)
@@ -131,12 +145,22 @@ class FrameStatistics:
             self._readout: deque[float] = deque(maxlen=WINDOW_FRAMES)
             self._clock_offset: float | None = None
 
-    def frame_in(self, dropped: bool) -> None:
-        """Count a frame that came in; `dropped`: it replaced one that nobody had looked at."""
+    def frame_in(self, dropped: bool, stamp: float) -> None:
+        """
+        Count a frame that came in.
+
+        :param dropped: it replaced one that nobody had looked at.
+        :param stamp: of the frame, in seconds.
+        """
         with self._lock:
             self._frames_in += 1
             self._drops += dropped
             self._last_in = self._now()
+            if self._stamp is not None and stamp < self._stamp:
+                self._stamps_back += 1
+                self._last_back = self._last_in
+            self._same_stamps = self._same_stamps + 1 if stamp == self._stamp else 1
+            self._stamp = stamp
             self._arrivals.append(self._last_in)
 
     def skip(self) -> None:
@@ -190,7 +214,9 @@ class FrameStatistics:
                 readout_ms=_percentiles(self._readout)[0],
                 clock_offset=self._clock_offset,
                 silent=now - max(self._start, self._last_in),
-                since_bad=now - self._last_bad, since_good=now - self._last_good)
+                since_bad=now - self._last_bad, since_good=now - self._last_good,
+                stamp=self._stamp, same_stamps=self._same_stamps,
+                stamps_back=self._stamps_back, since_back=now - self._last_back)
 
 
 def judge_camera(
@@ -223,18 +249,44 @@ def judge_camera(
             f'{for_long}: {topic} has a publisher, but nothing arrives. {transport}')
     if numbers.since_bad < max(timeout, RATE_SECONDS):
         level = ERROR if numbers.since_good > numbers.since_bad else WARN
-        return level, 'bad frames', f'{numbers.bad_frames} bad frames: {numbers.last_error}'
+        return level, 'bad frames', (
+            f'{numbers.bad_frames} since it is active, the last: {numbers.last_error}')
+    doubts = _doubts(numbers, topic, publishers, timeout)
     if idle:
-        return OK, 'idle', 'nobody subscribes to a result'
+        state, message = 'idle', 'nobody subscribes to a result'
+    else:
+        state, message = 'running', _running(numbers)
+    return WARN if doubts else OK, state, '; '.join([message, *doubts])
+
+
+def _doubts(numbers: Snapshot, topic: str, publishers: int, timeout: float) -> list[str]:
+    """Return what is strange about frames that can be processed, and what to do about it."""
+    doubts = []
+    if publishers > 1:
+        doubts.append(f'{topic} has {publishers} publishers, whose frames mix: end all but one')
+    if numbers.same_stamps >= SAME_STAMPS and numbers.stamp == 0.0:
+        doubts.append(f'frames on {topic} have no stamp: let the driver set it to the time of '
+                      'exposure')
+    elif numbers.same_stamps >= SAME_STAMPS:
+        doubts.append(f'the last {numbers.same_stamps} frames on {topic} have one stamp: the '
+                      'driver shows an old image, or does not stamp new ones')
+    elif numbers.since_back < max(timeout, RATE_SECONDS):
+        doubts.append(f'stamps on {topic} went back ({numbers.stamps_back} times): a bag that '
+                      'starts again, a clock that was set, or a second publisher')
+    return doubts
+
+
+def _running(numbers: Snapshot) -> str:
+    """Return what to say about a camera whose frames are answered."""
     if not numbers.frames_out:
-        return OK, 'running', 'waiting for the first frame'
+        return 'waiting for the first frame'
     if numbers.clock_offset is not None:
         cause = ('a bag without use_sim_time?' if numbers.clock_offset > 0
                  else 'use_sim_time without a /clock?')
-        return OK, 'running', (
+        return (
             f'{numbers.rate_hz:.1f} Hz; stamps are {numbers.clock_offset:.0f} s off the node '
             f'clock ({cause}), so that there is no age')
-    return OK, 'running', (
+    return (
         f'{numbers.rate_hz:.1f} Hz, age {numbers.age_ms[0]:.0f} ms '
         f'(p95 {numbers.age_ms[1]:.0f} ms), {numbers.drops} drops')
 
@@ -287,7 +339,7 @@ class Reporter:
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._publishing = threading.Lock()
         self._wake = threading.Event()
-        self._stopped = False
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name='diagnostics', daemon=True)
 
     def start(self) -> None:
@@ -297,7 +349,7 @@ class Reporter:
     def report(self) -> None:
         """Publish now; does nothing once the context is shut down."""
         with self._publishing:
-            if self._stopped or not self._node.context.ok():
+            if self._stopped.is_set() or not self._node.context.ok():
                 return
             try:
                 message = DiagnosticArray(status=list(self._collect()))
@@ -315,16 +367,19 @@ class Reporter:
 
     def stop(self) -> None:
         """End the thread; the last report has been published before this returns."""
-        self._stopped = True
+        self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(5.0)
 
     def _run(self) -> None:
-        while not self._stopped:
+        while not self._stopped.is_set():
             self._wake.clear()
             self.report()
-            self._wake.wait(self._period())
+            begun, period = time.monotonic(), self._period()
+            self._wake.wait(period)
+            # What happens at each frame is not reported at each.
+            self._stopped.wait(begun + min(EARLIEST_SECONDS, period) - time.monotonic())
 
 
 def _milliseconds(value: float) -> str:

@@ -228,9 +228,9 @@ class PerceptionNode(LifecycleNode):
 
     def receive(self, camera: Camera, message: Any) -> None:
         """Put a camera message into the slot of its camera (called in the executor)."""
-        stamp = message.header.stamp
-        fresh = self._slots.put(camera.name, message, stamp.sec + 1e-9 * stamp.nanosec)
-        camera.statistics.frame_in(dropped=not fresh)
+        stamp = message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec
+        fresh = self._slots.put(camera.name, message, stamp)
+        camera.statistics.frame_in(not fresh, stamp)
 
     def _begin(self, batch: list[Pending]) -> Work | None:
         """Run the network on what somebody wants to see; None where that is nothing."""

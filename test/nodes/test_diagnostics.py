@@ -57,7 +57,7 @@ def judge(statistics, **changes):
 
 def test_rate_age_and_counts(statistics, clock):
     for number in range(101):
-        statistics.frame_in(dropped=number % 10 == 0)
+        statistics.frame_in(number % 10 == 0, 0.05 * number)
         statistics.frame_out(0.001 * number, 0.002 * number, 5.0, 3.0)
         clock.time += 0.05
     numbers = statistics.snapshot()
@@ -86,7 +86,7 @@ def test_the_rate_falls_to_zero_when_frames_stop(statistics, clock):
 
 
 def test_stamps_of_another_clock_give_no_age(statistics):
-    statistics.frame_in(False)
+    statistics.frame_in(False, 1.0)
     statistics.frame_out(3.0e7, 0.01, 1.0, 1.0)
     assert math.isnan(statistics.snapshot().age_ms[0])
     level, state, message = judge(statistics)
@@ -94,6 +94,42 @@ def test_stamps_of_another_clock_give_no_age(statistics):
     assert 'a bag without use_sim_time?' in message
     statistics.frame_out(-1.7e9, 0.01, 1.0, 1.0)
     assert 'use_sim_time without a /clock?' in judge(statistics)[2]
+
+
+@pytest.mark.parametrize('stamp, words', [
+    (0.0, 'frames on /image have no stamp: let the driver set it'),
+    (7.5, 'the last 5 frames on /image have one stamp')])
+def test_a_stamp_that_stands_still_is_told(statistics, stamp, words):
+    for number in range(5):
+        assert judge(statistics)[0] == OK
+        statistics.frame_in(False, stamp)
+        statistics.frame_out(0.01, 0.01, 1.0, 1.0)
+    level, state, message = judge(statistics)
+    assert (level, state) == (WARN, 'running') and words in message
+    assert judge(statistics, idle=True)[:2] == (WARN, 'idle')
+    statistics.frame_in(False, 8.0)
+    assert judge(statistics)[0] == OK
+
+
+def test_stamps_that_go_back_are_told_for_a_while(statistics, clock):
+    for stamp in (5.0, 6.0, 1.0, 2.0):
+        statistics.frame_in(False, stamp)
+        statistics.frame_out(0.01, 0.01, 1.0, 1.0)
+    level, state, message = judge(statistics)
+    assert (level, state) == (WARN, 'running') and 'went back (1 times): a bag' in message
+    assert statistics.snapshot().values()['stamps_back'] == '1'
+    clock.time += 5.0
+    statistics.frame_in(False, 3.0)
+    statistics.frame_out(0.01, 0.01, 1.0, 1.0)
+    assert judge(statistics)[0] == OK
+
+
+def test_a_second_publisher_is_told(statistics):
+    statistics.frame_in(False, 1.0)
+    statistics.frame_out(0.01, 0.01, 1.0, 1.0)
+    level, state, message = judge(statistics, publishers=2)
+    assert (level, state) == (WARN, 'running')
+    assert '/image has 2 publishers, whose frames mix: end all but one' in message
 
 
 def test_silence_names_its_likely_cause(statistics, clock):
@@ -107,30 +143,30 @@ def test_silence_names_its_likely_cause(statistics, clock):
         'nobody publishes /image; look there')
     assert 'set it to best_available' in judge(
         statistics, incompatible='set it to best_available')[2]
-    statistics.frame_in(False)
+    statistics.frame_in(False, 2.0)
     clock.time += 3.0
     assert 'went silent' in judge(statistics)[2]
 
 
 def test_bad_frames_are_an_error_until_a_good_one_comes(statistics, clock):
-    statistics.frame_in(False)
+    statistics.frame_in(False, 3.0)
     statistics.bad_frame('the data is too short')
     level, state, message = judge(statistics)
     assert (level, state) == (ERROR, 'bad frames')
     assert 'too short' in message
     clock.time += 0.1
-    statistics.frame_in(False)
+    statistics.frame_in(False, 4.0)
     statistics.frame_out(0.01, 0.01, 1.0, 1.0)
     assert judge(statistics)[:2] == (WARN, 'bad frames')
     clock.time += 10.0
-    statistics.frame_in(False)
+    statistics.frame_in(False, 5.0)
     statistics.frame_out(0.01, 0.01, 1.0, 1.0)
     assert judge(statistics)[:2] == (OK, 'running')
     assert statistics.snapshot().bad_frames == 1
 
 
 def test_idle_and_reset(statistics):
-    statistics.frame_in(False)
+    statistics.frame_in(False, 6.0)
     statistics.skip()
     assert judge(statistics, idle=True)[:2] == (OK, 'idle')
     statistics.reset()

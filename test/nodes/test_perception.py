@@ -18,6 +18,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
@@ -249,6 +250,43 @@ def test_a_malformed_message_is_reported_and_survived(ros, perception):
     masks.messages.clear()
     with stream(camera):
         masks.first(lambda message: message.width == WIDTH)
+
+
+def test_a_flood_of_bad_frames_is_no_flood_of_diagnostics(ros, perception):
+    camera = ImagePublisher(ros.client)
+    ros.collect(Image, 'semantic/mask')
+    node = perception(autostart=True, diagnostics_period=1.0).active()
+    node.settle(camera)
+    bad = Image(width=640, height=480, encoding='rgb8', step=1920)
+    start = time.monotonic()
+    node.diagnostics.messages.clear()
+    with Repeater(lambda: camera.send_message(bad), 100.0):
+        name = node.node.get_fully_qualified_name()
+        node.diagnostics.first(lambda array: any(
+            status.name == f'{name}: camera' and int(values_of(status)['bad_frames']) >= 100
+            for status in array.status))
+    reports = sum(array.status[0].name.startswith(name) for array in node.diagnostics.messages)
+    assert reports <= 2 + (time.monotonic() - start) / 0.2
+
+
+def test_frames_that_cannot_be_right_are_told_and_answered(ros, perception):
+    first, second = (ImagePublisher(ros.client, qos=RELIABLE) for _ in range(2))
+    masks = ros.collect(Image, 'semantic/mask')
+    node = perception(autostart=True).active()
+    node.settle(first, second)
+    stamp = ros.client.get_clock().now().to_msg()
+    with Repeater(lambda: first.send(PICTURE, stamp=stamp), 20.0):
+        status = node.status('camera', lambda status: 'have one stamp' in status.message)
+    assert status.level == DiagnosticStatus.WARN and values_of(status)['state'] == 'running'
+    assert 'has 2 publishers, whose frames mix' in status.message
+    masks.first(lambda message: message.header.stamp == stamp)
+    with Repeater(lambda: first.send(PICTURE, stamp=Time()), 20.0):
+        status = node.status('camera', lambda status: 'have no stamp' in status.message)
+    assert values_of(status)['stamps_back'] == '1'
+    masks.first(lambda message: message.header.stamp == Time())
+    ros.client.destroy_publisher(second.publisher)
+    with stream(first):
+        node.status('camera', lambda status: status.level == DiagnosticStatus.OK)
 
 
 def test_bad_frames_and_good_ones_of_two_cameras_do_not_mix(ros, perception):
