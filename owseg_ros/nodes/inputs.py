@@ -25,6 +25,7 @@ from owseg_ros.nodes import qos
 from rclpy.node import Node
 from rclpy.qos import QoSPolicyKind
 from rclpy.qos import ReliabilityPolicy
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image
 
@@ -91,13 +92,22 @@ class ImageInput:
         # Diagnostics ask from their own thread while the executor may subscribe again.
         self._lock = threading.RLock()
         self._subscription = None
-        self.incompatible = ''
-        """Why a publisher that is there does not match; empty when none is in the way."""
+        self._incompatible = ''
 
     @property
     def topic(self) -> str:
         """Return the full name of the topic, remappings applied."""
         return self._node.resolve_topic_name(self._relative_topic)
+
+    @property
+    def incompatible(self) -> str:
+        """Return why a publisher that is there does not match; '' when none is in the way."""
+        if not self._incompatible:
+            return ''
+        there = self._node.count_publishers(self.topic)
+        # Humble does not tell how many of them match.
+        matched = self.publishers() if hasattr(Subscription, 'get_publisher_count') else 0
+        return self._incompatible if there > matched else ''
 
     @property
     def reliable(self) -> bool:
@@ -108,7 +118,7 @@ class ImageInput:
 
     def open(self) -> None:  # noqa: A003
         """Subscribe."""
-        self.incompatible = ''
+        self._incompatible = ''
         self._subscribe(self._reliability)
 
     def close(self) -> None:
@@ -123,7 +133,7 @@ class ImageInput:
         with self._lock:
             if self._subscription is None:
                 return 0
-            if hasattr(self._subscription, 'get_publisher_count'):
+            if hasattr(Subscription, 'get_publisher_count'):
                 return self._subscription.get_publisher_count()
             return self._node.count_publishers(self.topic)
 
@@ -170,11 +180,11 @@ class ImageInput:
             self.close()
             self._subscribe('best_effort')
         elif by_reliability:
-            self.incompatible = (
+            self._incompatible = (
                 f'{self.topic} is published best effort and image_reliability is '
                 f'{self._reliability}: set it to best_available')
-            self._node.get_logger().warning(self.incompatible)
+            self._node.get_logger().warning(self._incompatible)
         else:
             policy = QoSPolicyKind(int(event.last_policy_kind)).name.lower()
-            self.incompatible = f'a publisher of {self.topic} does not match by its {policy}'
-            self._node.get_logger().warning(self.incompatible)
+            self._incompatible = f'a publisher of {self.topic} does not match by its {policy}'
+            self._node.get_logger().warning(self._incompatible)

@@ -400,9 +400,11 @@ def test_a_publisher_that_does_not_match_is_named(ros, perception):
     node.active()
     status = node.status('camera', lambda s: values_of(s)['state'] == 'no frames')
     assert 'nobody publishes' in status.message
-    ImagePublisher(ros.client, qos=BEST_EFFORT)
+    camera = ImagePublisher(ros.client, qos=BEST_EFFORT)
     status = node.status('camera', lambda s: 'best_available' in s.message)
     assert status.level == DiagnosticStatus.WARN
+    ros.client.destroy_publisher(camera.publisher)
+    node.status('camera', lambda s: 'nobody publishes' in s.message)
 
 
 def test_a_camera_that_publishes_elsewhere_is_named(ros, perception):
