@@ -266,7 +266,7 @@ def _doubts(numbers: Snapshot, topic: str, publishers: int, timeout: float) -> l
         doubts.append(f'{topic} has {publishers} publishers, whose frames mix: end all but one')
     if numbers.same_stamps >= SAME_STAMPS and numbers.stamp == 0.0:
         doubts.append(f'frames on {topic} have no stamp: let the driver set it to the time of '
-                      'exposure')
+                      'exposure, or a simulation publish /clock')
     elif numbers.same_stamps >= SAME_STAMPS:
         doubts.append(f'the last {numbers.same_stamps} frames on {topic} have one stamp: the '
                       'driver shows an old image, or does not stamp new ones')
