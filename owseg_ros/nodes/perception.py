@@ -581,10 +581,18 @@ class PerceptionNode(LifecycleNode):
         if segmenter is None:
             return status(f'{name}: engine', OK, phase, values)
         level, message, details = judge_engine(segmenter.engine.status, segmenter.readout)
+        if self._has_namesake():
+            level = WARN
+            message += (f'; another node is called {name} too, so that parameters and results '
+                        'mix: give one of the two a namespace')
         return status(
             f'{name}: engine', level,
             f'{phase}: {segmenter.bundle.name} on {segmenter.engine.description}{message}',
             {**values, **details})
+
+    def _has_namesake(self) -> bool:
+        nodes = self.get_node_names_and_namespaces()
+        return nodes.count((self.get_name(), self.get_namespace())) > 1
 
     def _camera_status(self, name: str, camera: Camera) -> DiagnosticStatus:
         numbers = camera.statistics.snapshot()

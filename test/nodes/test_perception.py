@@ -39,6 +39,7 @@ from rcl_interfaces.msg import Log
 from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
@@ -287,6 +288,17 @@ def test_frames_that_cannot_be_right_are_told_and_answered(ros, perception):
     ros.client.destroy_publisher(second.publisher)
     with stream(first):
         node.status('camera', lambda status: status.level == DiagnosticStatus.OK)
+
+
+def test_a_second_node_of_the_same_name_is_told(ros, perception):
+    node = perception(autostart=True).active()
+    assert node.status('engine').level == DiagnosticStatus.OK
+    namesake = Node('perception', context=ros.context, namespace=ros.namespace,
+                    use_global_arguments=False)
+    status = node.status('engine', lambda status: 'is called' in status.message)
+    assert status.level == DiagnosticStatus.WARN and 'namespace' in status.message
+    namesake.destroy_node()
+    node.status('engine', lambda status: status.level == DiagnosticStatus.OK)
 
 
 def test_bad_frames_and_good_ones_of_two_cameras_do_not_mix(ros, perception):
