@@ -81,9 +81,7 @@ ARGUMENTS = (
         description='Least severe log messages that the nodes show.'),
 )
 
-RVIZ_TOPICS = (
-    'image', 'camera_info', 'semantic/color', 'anomaly/score', 'anomaly/mask', 'overlay',
-    'hazards/markers', 'hazards/points')
+RVIZ_TOPICS = ('image', 'semantic/color', 'anomaly/score', 'anomaly/mask', 'overlay')
 
 
 def transport_environment() -> list:
