@@ -611,6 +611,13 @@ def test_external_weights_must_be_listed(folder):
     load_bundle(folder)
 
 
+def test_an_empty_network_names_no_files(folder):
+    (folder / 'network.onnx').write_bytes(b'')
+    edit_manifest(folder, lambda manifest: None, reseal=True)
+    assert external_locations(folder / 'network.onnx') == []
+    refused(folder, 'no ONNX network but empty')
+
+
 CURVE = {'score': 'rba', 'objects': False, 'data': 'val', 'fpr': [0.01, 0.1, 0.5],
          'threshold': [0.9, 0.4, 0.4], 'tpr': [0.2, 0.5, 0.9], 'anomaly_data': 'road'}
 STATISTICS = {'mean': [0.9, 0.8, 0.7], 'std': [0.1, 0.1, 0.2]}

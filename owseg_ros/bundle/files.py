@@ -73,6 +73,9 @@ def _check_locations(folder: Path, network: str, listed: Iterable[str]) -> None:
 def external_locations(path: str | os.PathLike) -> list[str]:
     """Return what an ONNX file names as the files of its weights, relative to its folder."""
     found: dict[str, None] = {}
+    if not os.path.getsize(path):
+        # Nothing can be mapped, and nothing is named.
+        return []
     with open(path, 'rb') as stream, mmap.mmap(
             stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         at = content.find(_LOCATION)

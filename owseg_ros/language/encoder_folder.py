@@ -32,6 +32,7 @@ from typing import Any, Optional
 
 import jsonschema
 from owseg_ros.bundle import sha256_of
+from owseg_ros.bundle.files import external_locations
 from owseg_ros.language.contract import TextEncoderError
 from owseg_ros.language.files import copy_atomically, read_file, write_atomically
 import yaml
@@ -97,6 +98,10 @@ def load_text_encoder_folder(path: str | os.PathLike) -> TextEncoderFolder:
             raise _error(folder, f'{name} has sha256 {actual[:12]}..., but {MANIFEST} lists '
                                  f'{expected[:12]}...: it is damaged, truncated or another '
                                  f'file; {AGAIN}')
+    for location in external_locations(folder / NETWORK):
+        if location not in manifest['files']:
+            raise _error(folder, f'{NETWORK} keeps weights in {location[:80]!r}, which is not '
+                                 f'listed in {MANIFEST}; {AGAIN}')
     return TextEncoderFolder(
         path=folder, files=MappingProxyType(manifest['files']),
         provenance=MappingProxyType(manifest.get('provenance', {})),

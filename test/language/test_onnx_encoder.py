@@ -14,6 +14,7 @@
 import threading
 
 import numpy as np
+import onnx
 from owseg_ros.bundle import sha256_of
 from owseg_ros.language import CachingTextEncoder, NO_EXPANSION, QueryBook, TextEncoderError
 from owseg_ros.language.encoder_folder import load_text_encoder_folder, write_text_encoder_folder
@@ -79,6 +80,17 @@ def test_a_network_without_a_mask(tmp_path):
     write_text_encoder_folder(tmp_path, tiny_text_manifest(), tiny_text_network(mask=False),
                               tiny_tokenizer())
     assert OnnxTextEncoder(tmp_path).encode(['dog']).shape == (1, DIM)
+
+
+def test_a_network_keeps_its_weights_in_files_that_are_listed(tmp_path):
+    model = onnx.load_from_string(tiny_text_network())
+    weights = onnx.TensorProto(name='spare', data_type=onnx.TensorProto.FLOAT, dims=[2],
+                               data_location=onnx.TensorProto.EXTERNAL)
+    weights.external_data.add(key='location', value='other.bin')
+    model.graph.initializer.append(weights)
+    with pytest.raises(TextEncoderError, match="'other.bin', which is not listed"):
+        write_text_encoder_folder(tmp_path, tiny_text_manifest(), model.SerializeToString(),
+                                  tiny_tokenizer())
 
 
 def test_one_text_is_not_a_list(encoder):
