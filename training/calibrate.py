@@ -32,7 +32,8 @@ from owseg_ros.bundle import (
     AnomalySpec, Bundle, ClassStatistics, manifest_of, write_bundle)
 from owseg_ros.frame import Frame as CameraFrame
 from owseg_ros.operating_point import DEFAULT_POINT, OperatingCurve, parse_operating_point
-from owseg_ros.readout import AnomalyScore, available_scores, CpuReadout, make_score, refine
+from owseg_ros.readout import (
+    AnomalyScore, available_scores, check_score, CpuReadout, make_score, refine)
 from owseg_ros.scene import StreetScene
 from owseg_ros.segmenter import readout_settings, Segmenter
 from owseg_training.data.datasets import DataError, DataSet, Item
@@ -232,8 +233,12 @@ def calibrate_bundle(path: str | Path, known: DataSet | None, anomalies: DataSet
     objects, None to keep them; point: its threshold, an operating point such as 'fpr=0.02' or
     'best_f1'.
     Raises BundleError and EngineError for a bundle that cannot be used, OperatingPointError for
-    a score or a point that the sets do not give; the bundle is then as it was.
+    a score or a point that the sets do not give; the bundle is then as it was. Raises ScoreError
+    for a score that there is not.
     """
+    parse_operating_point(point)
+    if score is not None:
+        check_score(score)
     segmenter = Segmenter(path)
     bundle = segmenter.bundle
     measured = calibrate(segmenter, known, anomalies, training)

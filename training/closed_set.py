@@ -217,7 +217,6 @@ class ClosedSetTraining:
                 f'optimizer.batch_size {optimizer.batch_size} does not divide into '
                 f'{self.processes.size} processes x optimizer.accumulate {optimizer.accumulate}')
         self.part_size = optimizer.batch_size // parts
-        self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(optimizer.seed)
         self.data_set = open_training_set(config.data)
         classes = self.data_set.classes
@@ -252,6 +251,7 @@ class ClosedSetTraining:
             self._begin_folder()
 
     def _begin_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / 'config.yaml',
                          yaml.safe_dump(self.config.to_dict()).encode('utf-8'))
         (self.folder / 'classes.json').write_text(json.dumps({'classes': [
@@ -276,6 +276,7 @@ class ClosedSetTraining:
                                      [c.name for c in self.data_set.classes])
             network.region_head.set_texts(texts.rows)
             if self.processes.first:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / TEXT_SPACE).write_text(f'{texts.space}\n')
         return network
 
@@ -477,10 +478,12 @@ def load_network(folder: str | Path) -> tuple[MaskClassifier, Config]:
     """
     Load the averaged weights of a run, finished or not, in evaluation mode.
 
-    Raises FileNotFoundError when the folder holds no run, ConfigError when it is one of a head on
-    a bundle.
+    Raises ConfigError when the folder holds no run, or one of a head on a bundle.
     """
     folder = Path(folder)
+    if not (folder / 'config.yaml').is_file():
+        raise ConfigError(f'{folder} is no folder of a training run: it has no config.yaml; give '
+                          'what owseg-train closed-set or convert wrote')
     if (folder / BUNDLE).is_dir():
         raise ConfigError(f'{folder} holds a metric head for a bundle and no network of its own; '
                           'owseg-train export adds it to the bundle')

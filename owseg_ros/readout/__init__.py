@@ -22,11 +22,12 @@ from owseg_ros.readout.maps import (
     ALL_MAPS, check_maps, Maps, NO_QUERY, QUERY_MAPS, ReadoutSettings, UNKNOWN_ID, UNLABELLED_ID)
 from owseg_ros.readout.mask_history import MaskHistory
 from owseg_ros.readout.objects import ObjectSettings, refine
-from owseg_ros.readout.scores import AnomalyScore, available_scores, make_score, ScoreError, SCORES
+from owseg_ros.readout.scores import (
+    AnomalyScore, available_scores, check_score, make_score, ScoreError, SCORES)
 
 __all__ = [
-    'ALL_MAPS', 'anomaly_scores', 'AnomalyScore', 'available_scores', 'check_maps',
+    'ALL_MAPS', 'anomaly_scores', 'AnomalyScore', 'available_scores', 'check_maps', 'check_score',
     'ChosenReadout', 'clean_mask', 'CpuReadout', 'GpuReadout', 'GpuReadoutError', 'host_array',
     'make_score', 'Maps', 'MaskHistory', 'NO_QUERY', 'ObjectSettings', 'QUERY_MAPS', 'read_out',
-    'ReadoutSettings', 'READOUTS', 'refine', 'RoadSettings', 'ScoreError', 'SCORES',
-    'UNKNOWN_ID', 'UNLABELLED_ID']
+    'ReadoutSettings', 'READOUTS', 'refine', 'RoadSettings', 'ScoreError', 'SCORES', 'UNKNOWN_ID',
+    'UNLABELLED_ID']

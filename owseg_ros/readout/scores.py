@@ -351,6 +351,18 @@ SCORES: dict[str, Callable[..., AnomalyScore]] = {
         Energy, StandardizedMaxLogit, EnsembleOfMasks, NegativeObjectness)}
 
 
+def check_score(name: str) -> None:
+    """Raise ScoreError where no score has that name."""
+    _kind_of(name)
+
+
+def _kind_of(name: str) -> type[AnomalyScore]:
+    kind = SCORES.get(name)
+    if kind is None:
+        raise ScoreError(f'no anomaly score is called {name!r}; choose from {", ".join(SCORES)}')
+    return kind
+
+
 def make_score(name: str, statistics: Optional[ClassStatistics] = None,
                outlier_class: bool = False) -> AnomalyScore:
     """
@@ -360,9 +372,7 @@ def make_score(name: str, statistics: Optional[ClassStatistics] = None,
     model has one, for uno. Raises ScoreError where the name is not known or one of them is
     missing; the message says what to do.
     """
-    kind = SCORES.get(name)
-    if kind is None:
-        raise ScoreError(f'no anomaly score is called {name!r}; choose from {", ".join(SCORES)}')
+    kind = _kind_of(name)
     if kind.needs_outlier_class and not outlier_class:
         raise ScoreError(f'the score {name} needs a network with an outlier class: train it with '
                          'the loss uno (owseg-train outliers), or choose another score')

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from owseg_ros.bundle import load_bundle
 from owseg_ros.operating_point import OperatingPointError
-from owseg_ros.readout import available_scores
+from owseg_ros.readout import available_scores, ScoreError
 from owseg_ros.segmenter import readout_settings, Segmenter
 from owseg_training.calibrate import (
     calibrate, calibrate_bundle, class_statistics, labelled_frames, RATES)
@@ -110,6 +110,14 @@ def test_thresholds_let_the_stated_share_of_known_pixels_pass(bundle, data):
         assert objects or (curve.tpr[-1] > 0.9 and 0.3 < curve.best_f1 <= 1)
     assert anomaly.threshold == pytest.approx(anomaly.threshold_for('fpr=0.05'))
     assert anomaly.operating_point == 'fpr=0.05 of the known pixels of CamVid val'
+
+
+@pytest.mark.parametrize('choice, error, pattern', [
+    ({'score': 'foo'}, ScoreError, "called 'foo'"),
+    ({'point': 'foo'}, OperatingPointError, 'not "foo"')])
+def test_what_cannot_be_chosen_is_refused_before_it_is_measured(choice, error, pattern):
+    with pytest.raises(error, match=pattern):
+        calibrate_bundle('there is no such bundle', None, **choice)
 
 
 def test_the_best_f1_is_that_of_its_threshold(bundle, data):

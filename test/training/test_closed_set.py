@@ -16,6 +16,7 @@ import json
 import numpy as np
 from owseg_training.closed_set import (
     class_scores, ClosedSetTraining, learning_rate_factor, load_network)
+from owseg_training.config import ConfigError
 from owseg_training.data.augment import augment, color_jitter, random_crop
 from owseg_training.data.datasets import CamVid, DataError, RoadAnomaly
 from owseg_training.data.stream import closed_set_stream
@@ -150,6 +151,19 @@ def test_missing_data_says_what_is_missing(tmp_path):
     (root / 'camvid' / 'labels' / 'f3.png').unlink()
     with pytest.raises(DataError, match='f3'):
         CamVid('val', root)
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
+    config = tiny_config(write_camvid(tmp_path))
+    config.network.pretrained = str(tmp_path / 'absent.safetensors')
+    with pytest.raises(OSError, match='absent'):
+        ClosedSetTraining(config, tmp_path / 'run')
+    config.data.root = str(tmp_path / 'nowhere')
+    with pytest.raises(DataError, match='OWSEG_DATA'):
+        ClosedSetTraining(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+    with pytest.raises(ConfigError, match='no folder of a training run'):
+        load_network(tmp_path / 'run')
 
 
 def test_real_sets_are_read():
