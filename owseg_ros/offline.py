@@ -205,6 +205,7 @@ def open_language(bundle: Bundle, options: RunOptions,
     Raises LanguageError where the bundle does not know words, RunError where a query cannot be
     taken, TextEncoderError, VocabularyError.
     """
+    vocabulary = load_vocabulary(options.vocabulary) if options.vocabulary else None
     if not (options.query or options.name_unknown):
         return None, None
     if bundle.language is None:
@@ -212,7 +213,6 @@ def open_language(bundle: Bundle, options: RunOptions,
                             'queries: use a model that was trained with owseg-train grounding')
     encoder = open_text_encoder(
         options.text_encoder or default_text_encoder_path(bundle.language.space))
-    vocabulary = load_vocabulary(options.vocabulary) if options.vocabulary else None
     scorer = QueryScorer(bundle.language, encoder, vocabulary)
     namer = RegionNamer(scorer, options.vocabulary or '') if options.name_unknown else None
     if not options.query:

@@ -130,6 +130,12 @@ def test_vocabulary_of_a_run_words_its_queries(tmp_path, words):
         assert (mask[:, :40] == 0).all() == found
 
 
+def test_a_vocabulary_that_is_not_there_is_refused_though_nothing_is_asked(tmp_path, capsys):
+    assert main(['run', '--source', 'scene', '--limit', '1', '--out', str(tmp_path / 'out'),
+                 '--vocabulary', str(tmp_path / 'absent.yaml')]) == 2
+    assert 'absent.yaml: cannot be read' in capsys.readouterr().err
+
+
 def test_run_names_what_is_unknown(tmp_path, words):
     speaking, encoder = words
     frame = paint(96, 64, right=(255, 0, 0))
