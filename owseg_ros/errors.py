@@ -14,6 +14,8 @@
 """The base of every error that owseg_ros raises on purpose, and what their messages quote."""
 
 _SHOWN = 60
+# A path is of no use without its end.
+SHOWN_PATH = 500
 
 
 class OwsegError(Exception):
@@ -27,8 +29,8 @@ def describe(error: OSError) -> str:
     return f'{error.filename}: {error.strerror}'
 
 
-def shown(text: str) -> str:
+def shown(text: str, longest: int = _SHOWN) -> str:
     """Return a text from outside as a message can quote it: printable and short."""
     text = text.strip(' \t\r\n')
-    text = text if len(text) <= _SHOWN else f'{text[:_SHOWN - 3]}...'
+    text = text if len(text) <= longest else f'{text[:longest - 3]}...'
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)

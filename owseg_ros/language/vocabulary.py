@@ -33,7 +33,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jsonschema
-from owseg_ros.errors import OwsegError, shown
+from owseg_ros.errors import OwsegError, shown, SHOWN_PATH
 from owseg_ros.language.files import read_file
 from owseg_ros.language.text import normalise_text, TextError
 import yaml
@@ -146,7 +146,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     try:
         data = read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        raise VocabularyError(f'vocabulary {shown(str(path))}: cannot be read: '
+        raise VocabularyError(f'vocabulary {shown(str(path), SHOWN_PATH)}: cannot be read: '
                               f'{getattr(error, "strerror", None) or error}') from error
     if len(data) > MAX_BYTES:
         raise VocabularyError(f'vocabulary {path}: it is larger than {MAX_BYTES} bytes')
