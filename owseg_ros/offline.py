@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ from owseg_ros.pictures import FrameComposer, panel_size, QueryPicture, VideoWri
 from owseg_ros.readout import ALL_MAPS, MaskHistory, QUERY_MAPS
 from owseg_ros.render import distinct_colors
 from owseg_ros.segmenter import readout_settings, REGIONS, Segmentation, Segmenter
-from owseg_ros.source import open_source
+from owseg_ros.source import open_source, Source
 
 
 class RunError(OwsegError):
@@ -101,6 +101,42 @@ def run(options: RunOptions,
         raise RunError(f'every must be 1 or more, not {options.every}')
     if options.limit < 0:
         raise RunError(f'limit must be 0 (all frames) or more, not {options.limit}')
+    segmenter = _open_segmenter(options)
+    queries, namer = open_language(segmenter.bundle, options)
+    taught = open_prototypes(segmenter.bundle, options)
+    maps = ALL_MAPS | (QUERY_MAPS if queries else set()) | ({REGIONS} if namer else set())
+    history = MaskHistory()
+    source = open_source(options.source)
+    limit = options.limit or (0 if source.frames else 150)
+    total = -(-source.frames // options.every) if source.frames else limit
+    total = min(total, limit) if limit else total
+    segmenter.warm_up()
+    results = _Results(options, segmenter.bundle, source.fps, queries, taught)
+    start = time.perf_counter()
+    try:
+        for index, frame in _frames(source, options.every, limit):
+            result, = segmenter.segment(
+                [frame], maps, histories=[history], queries=queries, namer=namer, taught=taught)
+            results.add(index, frame, result)
+            progress(results.frames, total)
+    finally:
+        segmenter.close()
+        source.close()
+        results.close()
+    if not results.frames:
+        raise RunError(f'{options.source} gave no frame')
+    results.write_listings()
+    return {
+        **results.figures(),
+        'seconds': time.perf_counter() - start,
+        'engine': segmenter.engine.description,
+        'readout_on': segmenter.readout.description,
+        'model': f'{segmenter.bundle.name} {segmenter.bundle.version}',
+        'anomaly_score': segmenter.settings.score.name,
+        'anomaly_threshold': segmenter.settings.anomaly_threshold}
+
+
+def _open_segmenter(options: RunOptions) -> Segmenter:
     segmenter = Segmenter(options.model or default_bundle_path(), options.engine,
                           options.providers, options.threads, torch=options.torch,
                           readout=options.readout_on)
@@ -112,89 +148,109 @@ def run(options: RunOptions,
         raise
     except ValueError as error:
         raise RunError(str(error)) from error
-    history = MaskHistory()
-    queries, namer = open_language(segmenter.bundle, options)
-    taught = open_prototypes(segmenter.bundle, options)
-    colors = distinct_colors(len(queries)) if queries else ()
-    maps = ALL_MAPS | (QUERY_MAPS if queries else set()) | ({REGIONS} if namer else set())
-    source = open_source(options.source)
-    limit = options.limit or (0 if source.frames else 150)
-    total = -(-source.frames // options.every) if source.frames else limit
-    total = min(total, limit) if limit else total
-    segmenter.warm_up()
-    writer: VideoWriter | None = None
-    composer: FrameComposer | None = None
-    times: list[tuple[float, float, float]] = []
-    flagged: list[float] = []
-    found: list[list[float]] = []
-    regions: list[str] = []
-    recognised: list[list[float]] = []
-    start = time.perf_counter()
-    index = -1
-    try:
-        while not limit or len(times) < limit:
-            frame = source.read()
-            if frame is None:
-                break
-            index += 1
-            if index % options.every:
-                continue
-            result, = segmenter.segment(
-                [frame], maps, histories=[history], queries=queries, namer=namer, taught=taught)
-            times.append((result.preprocess_ms, result.network_ms, result.readout_ms))
-            flagged.append(float((result.anomaly_mask > 0).mean()))
-            if composer is None:
-                composer = _composer(segmenter.bundle, frame,
-                                     list(zip(queries.names, colors)) if queries else [], taught)
-                fps = (source.fps or 10.0) / options.every
-                writer = VideoWriter(options.out / 'run.mp4', fps, composer.size)
-            writer.write(composer.compose(
-                frame, result.semantic, result.anomaly_score, result.anomaly_mask,
-                f'{segmenter.bundle.name}   frame {index}', result.anomaly_range,
-                QueryPicture(result.query_mask, result.query_score, colors) if queries else None,
-                _names(result)))
-            if namer:
-                regions.append(json.dumps(
-                    {'frame': index, 'regions': [asdict(region) for region in result.regions]}))
-            if queries:
-                found.append([float((result.query_mask == q).mean())
-                              for q in range(len(queries))])
-            if taught:
-                recognised.append([float((result.semantic == entry.id).mean())
-                                   for entry in taught.classes])
-            if options.masks:
-                _write_maps(options.out / 'maps', index, result)
-            progress(len(times), total)
-    finally:
-        segmenter.close()
-        source.close()
-        if writer is not None:
-            writer.close()
-    if not times:
-        raise RunError(f'{options.source} gave no frame')
-    if namer:
-        (options.out / 'regions.jsonl').write_text('\n'.join(regions) + '\n', 'utf-8')
-    if queries and options.masks:
-        _write_queries(options.out / 'maps' / 'queries.json', queries, colors)
-    if taught and options.masks:
-        _write_taught(options.out / 'maps' / 'taught.json', taught)
-    medians = np.median(np.array(times), axis=0)
-    return {
-        'frames': len(times),
-        'seconds': time.perf_counter() - start,
-        'engine': segmenter.engine.description,
-        'readout_on': segmenter.readout.description,
-        'model': f'{segmenter.bundle.name} {segmenter.bundle.version}',
-        'anomaly_score': segmenter.settings.score.name,
-        'anomaly_threshold': segmenter.settings.anomaly_threshold,
-        'preprocess_ms': float(medians[0]), 'network_ms': float(medians[1]),
-        'readout_ms': float(medians[2]),
-        'flagged_share': float(np.mean(flagged)),
-        'query_shares': dict(zip(queries.names, np.mean(found, axis=0).tolist()))
-        if queries else {},
-        'taught_shares': dict(zip(taught.prototypes.names, np.mean(recognised, axis=0).tolist()))
-        if taught else {},
-        'video': str(options.out / 'run.mp4')}
+    return segmenter
+
+
+def _frames(source: Source, every: int, limit: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each n-th frame with its index, so many at most (0: all)."""
+    index = taken = 0
+    while not limit or taken < limit:
+        frame = source.read()
+        if frame is None:
+            return
+        if index % every == 0:
+            taken += 1
+            yield index, frame
+        index += 1
+
+
+class _Results:
+    """
+    What a run leaves: video, maps and listings, written as frames come, and its figures.
+
+    fps: of the source, 0 where it has none.
+    """
+
+    def __init__(self, options: RunOptions, bundle: Bundle, fps: float,
+                 queries: PreparedQueries | None, taught: PreparedPrototypes | None) -> None:
+        self._options, self._bundle = options, bundle
+        self._queries, self._taught = queries, taught
+        self._colors = distinct_colors(len(queries)) if queries else ()
+        self._fps = (fps or 10.0) / options.every
+        self._composer: FrameComposer | None = None
+        self._writer: VideoWriter | None = None
+        self._times: list[tuple[float, float, float]] = []
+        self._flagged: list[float] = []
+        self._query_shares: list[list[float]] = []
+        self._taught_shares: list[list[float]] = []
+        self._regions: list[str] = []
+
+    @property
+    def frames(self) -> int:
+        """Return how many frames were added."""
+        return len(self._times)
+
+    def add(self, index: int, frame: np.ndarray, result: Segmentation) -> None:
+        """Draw and write the results of a frame, and count them."""
+        self._times.append((result.preprocess_ms, result.network_ms, result.readout_ms))
+        self._flagged.append(float((result.anomaly_mask > 0).mean()))
+        self._draw(index, frame, result)
+        if self._options.name_unknown:
+            self._regions.append(json.dumps(
+                {'frame': index, 'regions': [asdict(region) for region in result.regions]}))
+        if self._queries:
+            self._query_shares.append([float((result.query_mask == q).mean())
+                                       for q in range(len(self._queries))])
+        if self._taught:
+            self._taught_shares.append([float((result.semantic == entry.id).mean())
+                                        for entry in self._taught.classes])
+        if self._options.masks:
+            _write_maps(self._options.out / 'maps', index, result)
+
+    def _draw(self, index: int, frame: np.ndarray, result: Segmentation) -> None:
+        picture = None
+        if self._queries:
+            picture = QueryPicture(result.query_mask, result.query_score, self._colors)
+        if self._composer is None:
+            named = list(zip(self._queries.names, self._colors)) if self._queries else []
+            self._composer = _composer(self._bundle, frame, named, self._taught)
+            self._writer = VideoWriter(self._options.out / 'run.mp4', self._fps,
+                                       self._composer.size)
+        self._writer.write(self._composer.compose(
+            frame, result.semantic, result.anomaly_score, result.anomaly_mask,
+            f'{self._bundle.name}   frame {index}', result.anomaly_range, picture,
+            _names(result)))
+
+    def close(self) -> None:
+        """Close the video."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def write_listings(self) -> None:
+        """Write regions.jsonl, and beside the maps what their ids mean, where asked for."""
+        out = self._options.out
+        if self._options.name_unknown:
+            (out / 'regions.jsonl').write_text('\n'.join(self._regions) + '\n', 'utf-8')
+        if self._queries and self._options.masks:
+            _write_queries(out / 'maps' / 'queries.json', self._queries, self._colors)
+        if self._taught and self._options.masks:
+            _write_taught(out / 'maps' / 'taught.json', self._taught)
+
+    def figures(self) -> dict[str, Any]:
+        """Return frames, medians of times in ms, shares of the pixels, and the video's path."""
+        medians = np.median(np.array(self._times), axis=0)
+        return {
+            'frames': self.frames,
+            'preprocess_ms': float(medians[0]), 'network_ms': float(medians[1]),
+            'readout_ms': float(medians[2]),
+            'flagged_share': float(np.mean(self._flagged)),
+            'query_shares': dict(zip(self._queries.names,
+                                     np.mean(self._query_shares, axis=0).tolist()))
+            if self._queries else {},
+            'taught_shares': dict(zip(self._taught.prototypes.names,
+                                      np.mean(self._taught_shares, axis=0).tolist()))
+            if self._taught else {},
+            'video': str(self._options.out / 'run.mp4')}
 
 
 def open_language(bundle: Bundle, options: RunOptions,
