@@ -38,7 +38,6 @@ MAX_REJECTIONS = 64
 MAX_ID_CHARACTERS = 64
 _MESSAGE_KEYS = ('queries', 'message_id')
 _KEYS = ('name', 'synonyms', 'threshold')
-_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ class _Reader:
             raise TextError('it is neither a text nor an object with a name')
         for key in entry:
             if key not in _KEYS:
-                raise TextError(f'unknown key {key[:_SHOWN]!r}{_did_you_mean(key, _KEYS)}; a '
+                raise TextError(f'unknown key {shown(key)!r}{_did_you_mean(key, _KEYS)}; a '
                                 f'query has {", ".join(_KEYS)}')
         if not isinstance(entry.get('name'), str):
             raise TextError('it has no name that is a text')

@@ -131,6 +131,7 @@ def test_thresholds_are_numbers_from_0_to_1(threshold, taken):
 @pytest.mark.parametrize('entry, says', [
     (3, 'neither a text nor an object'), ({}, 'no name'), ({'name': 3}, 'no name'),
     ({'name': 'dog', 'treshold': 0.5}, "did you mean 'threshold'"),
+    ({'name': 'dog', 'k' * 99: 1}, f"unknown key '{'k' * 57}...'; a query has"),
     ({'name': 'dog', 'synonyms': 'puppy'}, 'not a list'), ({'name': ' '}, 'empty'),
     ({'name': 'x' * 129}, '129 characters'), ('a\tb', 'U+0009'), ('\ud800', 'U+D800')])
 def test_bad_entries_are_rejected_and_good_ones_kept(entry, says):
