@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from owseg_ros import engine as engines
 from owseg_ros.bench import BenchError, BenchOptions, export_networks, run_bench
-from owseg_ros.bench import nodes, readouts, run
+from owseg_ros.bench import nodes, readouts, run, sections
 from owseg_ros.bench.imitation import enlarge, imitate
 from owseg_ros.bench.memory import first_readout_memory, open_gpu
 from owseg_ros.bench.networks import measure_pipeline
@@ -144,7 +144,7 @@ def test_what_was_measured_is_there_when_a_run_is_interrupted(options, tmp_path,
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, 'measure_network', interrupt)
+    monkeypatch.setattr(sections, 'measure_network', interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_bench(replace(options, sections=('segmenter', 'network')), tmp_path / 'out',
                   say=lambda line: None)
@@ -160,7 +160,7 @@ def test_pipelines_are_written_one_by_one(options, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return [], None
 
-    monkeypatch.setattr(run, 'measure_pipeline', measure)
+    monkeypatch.setattr(sections, 'measure_pipeline', measure)
     monkeypatch.setattr(run, 'open_peers', lambda name: (SimpleNamespace(packages=tuple), ''))
     with pytest.raises(KeyboardInterrupt):
         run_bench(replace(options, sections=('pipelines',), pipelines=('model',),

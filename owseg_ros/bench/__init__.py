@@ -13,6 +13,7 @@
 # limitations under the License.
 """What the runtime costs, measured side by side with what one would take otherwise."""
 
-from owseg_ros.bench.run import BenchError, BenchOptions, export_networks, run_bench, SECTIONS
+from owseg_ros.bench.options import BenchError, BenchOptions, SECTIONS
+from owseg_ros.bench.run import export_networks, run_bench
 
 __all__ = ['BenchError', 'BenchOptions', 'export_networks', 'run_bench', 'SECTIONS']
