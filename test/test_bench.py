@@ -136,6 +136,9 @@ def test_report_without_anything_beside_it(options, small, tmp_path):
     assert written['readout'] == report['readout'] and written['model']['name'] == 'tiny'
     text = (tmp_path / 'out' / 'benchmarks.md').read_text()
     assert 'MiB of the GPU' not in text and 'CUDA' not in text
+    # No column of a table is there for what was not measured.
+    assert 'published order' not in text and '| - |' not in text and '| ratio |' not in text
+    assert '| masks | stride | ms |\n| --- | ---: | ---: |\n' in text
     assert '### Growth' in text and 'Left out: what is measured beside it (not asked for).' in text
     assert not (tmp_path / 'out' / 'benchmarks.png').exists()
 

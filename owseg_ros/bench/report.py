@@ -24,8 +24,6 @@ from owseg_ros.errors import OwsegError
 BEGIN, END = '<!-- owseg bench: begin -->', '<!-- owseg bench: end -->'
 PICTURE = 'benchmarks.png'
 
-_GPU_MEMORY = 'MiB of the GPU'
-
 Row = Sequence[str]
 
 
@@ -34,16 +32,11 @@ class ReportError(OwsegError):
 
 
 def _table(header: Row, rows: Sequence[Row]) -> str:
+    """Return a table without the columns in which no row has a value."""
+    columns = [index for index in range(len(header)) if any(row[index] != '-' for row in rows)]
+    header, *rows = ([row[index] for index in columns] for row in (header, *rows))
     lines = [header, ['---'] + ['---:'] * (len(header) - 1), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
-
-
-def _known(header: Row, rows: Sequence[Row], column: str) -> str:
-    """Return a table without a column where no row has a value in it."""
-    index = list(header).index(column)
-    if all(row[index] == '-' for row in rows):
-        header, *rows = ([*row[:index], *row[index + 1:]] for row in (header, *rows))
-    return _table(header, rows)
 
 
 def _ms(value: float) -> str:
@@ -113,6 +106,7 @@ def targets(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _readout(cases: dict[str, Any], official_memory: Optional[float]) -> list[str]:
     rows, strides = [], []
+    compared = any('stride 1' in case for case in cases.values())
     for name, case in cases.items():
         times = case['times']
         official = times.get('official')
@@ -140,8 +134,8 @@ def _readout(cases: dict[str, Any], official_memory: Optional[float]) -> list[st
         + '.\n',
         _table(['masks', 'owseg_ros', 'published order, torch', 'ratio', 'evaluated',
                 'largest error of the score', 'other labels', 'MiB added'], rows),
-        'Masks evaluated at every second or fourth pixel (`ReadoutSettings.stride`), against the '
-        'published order at every pixel:\n',
+        'Masks evaluated at every second or fourth pixel (`ReadoutSettings.stride`)'
+        + (', against the published order at every pixel' if compared else '') + ':\n',
         _table(['masks', 'stride', 'ms', 'ratio', 'largest error of the score', 'mean error',
                 'other labels'], strides)]
 
@@ -157,12 +151,12 @@ def _network(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _segmenter(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ['### Segmenter, all maps, by size of the frame\n',
-            _known(['frame', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'frames/s',
-                    'pre-processing / network / readout ms', 'MiB added', _GPU_MEMORY],
+            _table(['frame', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'frames/s',
+                    'pre-processing / network / readout ms', 'MiB added', 'MiB of the GPU'],
                    [[f'{row["width"]}x{row["height"]}', *_times(row),
                      f'{row["frames_per_s"]:.1f}', _parts(row),
                      _optional(row['memory_mib'], '.0f'),
-                     _optional(row['gpu_memory_mib'], '.0f')] for row in rows], _GPU_MEMORY)]
+                     _optional(row['gpu_memory_mib'], '.0f')] for row in rows])]
 
 
 def _pipelines(pipelines: Sequence[dict[str, Any]]) -> list[str]:
@@ -185,8 +179,8 @@ def _pipelines(pipelines: Sequence[dict[str, Any]]) -> list[str]:
             'Largest difference of the two networks: mask logits '
             f'{difference["mask_logits"]:.0e}, class probabilities '
             f'{difference["class_probabilities"]:.0e}.\n',
-            _known(['pipeline', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'frames/s',
-                    'our speed over it, all maps / ids only', _GPU_MEMORY], rows, _GPU_MEMORY)]
+            _table(['pipeline', 'p50 / p95 / p99 ms', 'cores busy', 'runs', 'frames/s',
+                    'our speed over it, all maps / ids only', 'MiB of the GPU'], rows)]
     return parts
 
 
