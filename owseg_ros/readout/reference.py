@@ -64,8 +64,10 @@ def upsample_bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return 1 / (1 + exp(-x)) without overflow, elementwise."""
-    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(logits)))
+    """Return 1 / (1 + exp(-x)) without overflow, elementwise; exact to its last digits."""
+    logits = np.asarray(logits)
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, logits.dtype.type(1), small) / (1 + small)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

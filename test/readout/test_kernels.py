@@ -22,7 +22,7 @@ from unittest.mock import patch
 import numpy as np
 from owseg_ros import compiled
 from owseg_ros.compiled import compile_all
-from owseg_ros.readout import CpuReadout, kernels
+from owseg_ros.readout import CpuReadout, kernels, reference
 import pytest
 from support.readouts import assert_close, network, SETTINGS
 from support.tree import ROOT
@@ -76,17 +76,28 @@ def test_tanh_is_as_exact_as_it_says():
     assert np.abs(total[0] - np.tanh(values.astype(np.float64))).max() < 1e-6
 
 
-def test_masks_that_are_off_or_on_add_nothing_or_their_whole_weight():
-    """Exactly, so that rounding decides nothing where no class has a say."""
-    for logit in (-1e30, -40.0, -17.0, 17.0, 40.0, 1e30):
+def test_masks_add_their_share_or_their_whole_weight():
+    """Classes of the same votes stay equal, so that rounding decides nothing."""
+    for logit in (-1e30, -90.0, -79.0, -40.0, -17.0, -1.0, 17.0, 40.0, 1e30):
         masks = np.full((5, 6, 7), logit, np.float32)
         weights = np.linspace(0.1, 0.9, 5, dtype=np.float32)[:, None].repeat(3, axis=1)
         found = CpuReadout(0.0).scores(masks, weights, (24, 28))
-        if logit < 0:
-            assert not found.any()
-        else:
-            np.testing.assert_allclose(found, 2.5, rtol=1e-6)
-            assert (found == found[0]).all()
+        share = 1 / (1 + np.exp(np.minimum(-logit, 700))) if logit > -80 else 0
+        np.testing.assert_allclose(found, 2.5 * share, rtol=1e-5)
+        assert (found == found[0]).all()
+
+
+def test_labels_where_every_mask_is_off():
+    """There the largest of tiny scores is the label, as in the published order."""
+    random = np.random.default_rng(2)
+    for count in (1, 7):
+        masks = (random.normal(-45, 8, (count, 1, 1)) + random.normal(0, 0.3, (count, 20, 26))
+                 ).astype(np.float32)
+        shares = random.dirichlet(np.ones(6), count).astype(np.float32)[:, :5]
+        found = CpuReadout()(masks, shares, (80, 104), (80, 104), SETTINGS)
+        scores = reference.class_scores(masks.astype(np.float64), shares, (80, 104))
+        assert scores.max() < 1e-6
+        assert (found.semantic != reference.semantic(scores)).mean() < 1e-3
 
 
 @pytest.mark.parametrize('size', [(7, 9), (13, 20), (14, 27), (352, 641)])
