@@ -12,13 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import json
+import struct
+import zlib
 
 import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 from owseg_training.data.cutouts import decode_rle
-from owseg_training.data.dataset import color_decoder
+from owseg_training.data.dataset import color_decoder, read_grey, read_label
 from owseg_training.data.datasets import (
     CamVid, CocoCutouts, CutoutFolder, DATA_SETS, DataError, Item, open_cutouts, open_data_set,
     RoadAnomaly)
@@ -242,14 +244,47 @@ def test_what_is_missing_is_said(tmp_path, name):
         open_data_set(f'{name}_x', root=tmp_path)
 
 
+def write_palette(path, ids, bits, palette):
+    """Write a PNG with a palette, as libpng would; ids: uint8 [H, W]."""
+    def chunk(kind, content):
+        crc = zlib.crc32(kind + content).to_bytes(4, 'big')
+        return len(content).to_bytes(4, 'big') + kind + content + crc
+
+    height, width = ids.shape
+    rows = np.unpackbits(ids[..., None], axis=2)[..., 8 - bits:].reshape(height, -1)
+    lines = b''.join(b'\x00' + np.packbits(row).tobytes() for row in rows)
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(
+        b'IHDR', struct.pack('>IIBBBBB', width, height, bits, 3, 0, 0, 0)) + chunk(
+        b'PLTE', palette.tobytes()) + chunk(b'tRNS', b'\x00') + chunk(
+        b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b''))
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4, 8])
+@pytest.mark.parametrize('read', [read_label, read_grey])
+def test_ids_of_a_palette_are_its_indices_and_greys(tmp_path, bits, read):
+    random = np.random.default_rng(bits)
+    ids = random.integers(0, 2 ** bits, (13, 21), np.uint8)
+    palette = random.integers(0, 256, (2 ** bits, 3), np.uint8)
+    # A grey among colours is a colour, as in the palette of PASCAL VOC.
+    palette[0] = 128
+    write_palette(tmp_path / 'a.png', ids, bits, palette)
+    assert np.array_equal(read(tmp_path / 'a.png'), ids)
+    greys = random.permutation(256)[:2 ** bits].astype(np.uint8)
+    write_palette(tmp_path / 'b.png', ids, bits, greys[:, None].repeat(3, axis=1))
+    assert np.array_equal(read(tmp_path / 'b.png'), greys[ids])
+    (tmp_path / 'a.png').write_bytes((tmp_path / 'a.png').read_bytes()[:40])
+    with pytest.raises(DataError, match='palette'):
+        read(tmp_path / 'a.png')
+
+
 def test_labels_of_the_wrong_kind_are_refused(tmp_path):
     put(tmp_path, 'images/a.png')
     label = put(tmp_path, 'labels/a.png')
     plain = open_data_set('folder', root=tmp_path)
-    with pytest.raises(DataError, match='single-channel'):
+    with pytest.raises(DataError, match='single channel'):
         plain.read(plain.items[0])
     label.write_bytes(b'nothing')
-    with pytest.raises(DataError, match='single-channel'):
+    with pytest.raises(DataError, match='single channel'):
         plain.read(plain.items[0])
     with pytest.raises(DataError, match='cannot read the image'):
         plain.read(Item('a', label, label))
