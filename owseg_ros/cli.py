@@ -128,6 +128,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
     from owseg_ros.demo import DemoOptions, QUERIES, run_demo
     from owseg_ros.demo_queries import describe
     from owseg_ros.demo_teaching import describe as describe_teaching
+    from owseg_ros.street_score import describe_street
 
     demo = DemoOptions(
         source=options.video or 'scene', out=options.out, model=options.model,
@@ -156,15 +157,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
         rows.append(('queries', escape(f'none: {report["no_queries"]}')))
     rows.append(('taught', escape(describe_teaching(report['taught']) if report['taught'] else
                                   f'nothing: {report["no_teaching"]}')))
-    truth = report['ground_truth']
-    if truth and truth['frames']:
-        rows.append(('against the truth of the street',
-                     f'pixel accuracy {truth["pixel_accuracy"]:.3f}, mIoU {truth["mIoU"]:.3f}, '
-                     f'{truth["flagged_share_of_known_pixels"]:.1%} of known pixels flagged'))
-        for kind, entry in truth['hazards'].items():
-            rows.append((f'hazard: {kind}', f'{entry["best_cover"]:.0%} of it flagged at best, '
-                                            f'{entry["mean_cover"]:.0%} on average over '
-                                            f'{entry["frames"]} frames'))
+    rows += describe_street(report['ground_truth']) if report['ground_truth'] else []
     console.print(_table('demo', rows))
     for name in ('demo.mp4', 'contact_sheet.png', 'report.json'):
         console.print(f'{options.out / name}', highlight=False, markup=False, soft_wrap=True)
@@ -174,6 +167,7 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
 def _run(options: argparse.Namespace, console: Console) -> int:
     from owseg_ros.engine import TorchOptions
     from owseg_ros.offline import run, RunOptions
+    from owseg_ros.street_score import describe_street
 
     with _progress(console) as progress:
         task = progress.add_task('segmenting', total=UNKNOWN, text='loading')
@@ -208,6 +202,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
           for name, share in result['query_shares'].items()),
         *((f'taught: {escape(name)}', f'{share:.1%} of the pixels')
           for name, share in result['taught_shares'].items()),
+        *(describe_street(result['ground_truth']) if result['ground_truth'] else ()),
         ('model, engine', escape(f'{result["model"]}, {result["engine"]}'))]))
     console.print(result['video'], highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -50,6 +50,7 @@ from owseg_ros.pictures import (
 from owseg_ros.processes import end_process, private_domain
 from owseg_ros.scene import StreetScene
 from owseg_ros.source import open_source
+from owseg_ros.street_score import StreetScore
 
 START_SECONDS = 90.0
 SAMPLES = 48
@@ -379,10 +380,7 @@ def _tail(path: Path, lines: int = 12) -> str:
 def _compare_with_street(scene: StreetScene, fps: float, recording: Recording,
                          bundle: Bundle) -> dict[str, Any]:
     """Find the index of each sample by its content and compare with the rendered truth."""
-    names = list(bundle.class_names)
-    hits, union = np.zeros(len(names)), np.zeros(len(names))
-    kinds: dict[str, dict[str, float]] = {}
-    right = counted = flagged = free = 0
+    score = StreetScore(bundle.class_names)
     start = None
     for sample in recording.samples:
         # Frames may be missing, so the stamps say about where to look and the content decides.
@@ -394,34 +392,10 @@ def _compare_with_street(scene: StreetScene, fps: float, recording: Recording,
         if sample.index is None:
             continue
         truth = scene.render(sample.index)
-        known = truth.labels < len(names)
-        # Pixels marked as unknown object are judged by the hazards below.
-        valid = known & (sample.semantic < len(names))
-        right += int((sample.semantic == truth.labels)[valid].sum())
-        counted += int(valid.sum())
-        for k in range(len(names)):
-            a, b = sample.semantic == k, truth.labels == k
-            hits[k] += (a & b & known).sum()
-            union[k] += ((a | b) & known).sum()
-        flagged += int((sample.mask[known] > 0).sum())
-        free += int(known.sum())
+        score.add(truth, sample.semantic, sample.mask)
         for hazard in truth.hazards:
             sample.hazard_kind, sample.hazard_pixels = hazard.kind, hazard.pixels
-            covered = float((sample.mask[truth.anomaly] > 0).mean())
-            entry = kinds.setdefault(hazard.kind, {'frames': 0, 'best_cover': 0.0,
-                                                   'mean_cover': 0.0})
-            entry['frames'] += 1
-            entry['best_cover'] = max(entry['best_cover'], covered)
-            entry['mean_cover'] += covered
-    for entry in kinds.values():
-        entry['mean_cover'] /= entry['frames']
-    iou = hits / np.maximum(union, 1)
-    return {
-        'frames': sum(sample.index is not None for sample in recording.samples),
-        'pixel_accuracy': right / max(1, counted),
-        'mIoU': float(iou[union > 0].mean()) if (union > 0).any() else None,
-        'IoU': {name: float(v) for name, v, u in zip(names, iou, union) if u > 0},
-        'hazards': kinds, 'flagged_share_of_known_pixels': flagged / max(1, free)}
+    return score.figures()
 
 
 def _outwards(middle: int, reach: int) -> list[int]:

@@ -37,7 +37,8 @@ from owseg_ros.pictures import FrameComposer, panel_size, QueryPicture, VideoWri
 from owseg_ros.readout import ALL_MAPS, MaskHistory, QUERY_MAPS
 from owseg_ros.render import distinct_colors
 from owseg_ros.segmenter import readout_settings, REGIONS, Segmentation, Segmenter
-from owseg_ros.source import open_source, Source
+from owseg_ros.source import open_source, SceneSource, Source
+from owseg_ros.street_score import StreetScore
 
 
 class RunError(OwsegError):
@@ -92,6 +93,8 @@ def run(options: RunOptions,
     """
     Segment a source; write out/run.mp4 and, when asked, the maps; return the figures.
 
+    Those of the procedural street are compared with its ground truth.
+
     progress: told the frames done and the frames in all (0 where that is not known).
     Raises RunError, SourceError, BundleError, EngineError, VideoError, ScoreError, OSError where
     out cannot be written, for queries LanguageError, TextEncoderError or VocabularyError, and for
@@ -110,6 +113,7 @@ def run(options: RunOptions,
     limit = options.limit or (0 if source.frames else 150)
     total = -(-source.frames // options.every) if source.frames else limit
     total = min(total, limit) if limit else total
+    street = StreetScore(segmenter.bundle.class_names) if isinstance(source, SceneSource) else None
     segmenter.warm_up()
     results = _Results(options, segmenter.bundle, source.fps, queries, taught)
     start = time.perf_counter()
@@ -118,6 +122,8 @@ def run(options: RunOptions,
             result, = segmenter.segment(
                 [frame], maps, histories=[history], queries=queries, namer=namer, taught=taught)
             results.add(index, frame, result)
+            if street is not None:
+                street.add(source.truth, result.semantic, result.anomaly_mask)
             progress(results.frames, total)
     finally:
         segmenter.close()
@@ -133,7 +139,8 @@ def run(options: RunOptions,
         'readout_on': segmenter.readout.description,
         'model': f'{segmenter.bundle.name} {segmenter.bundle.version}',
         'anomaly_score': segmenter.settings.score.name,
-        'anomaly_threshold': segmenter.settings.anomaly_threshold}
+        'anomaly_threshold': segmenter.settings.anomaly_threshold,
+        'ground_truth': None if street is None else street.figures()}
 
 
 def _open_segmenter(options: RunOptions) -> Segmenter:

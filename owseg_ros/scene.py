@@ -31,6 +31,8 @@ import cv2
 import numpy as np
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
+CLASS_NAMES = ('Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car',
+               'Pedestrian', 'Bicyclist')
 HAZARD, VOID = 254, 255
 HAZARD_KINDS = ('animal', 'cone', 'box', 'tyre')
 
@@ -82,7 +84,8 @@ class SceneFrame:
     """
     A rendered frame and its ground truth.
 
-    image uint8 [H, W, 3] RGB; labels uint8 [H, W], ids of CamVid's 11 classes, 254 on hazards.
+    image uint8 [H, W, 3] RGB; labels uint8 [H, W], ids of CamVid's 11 classes (CLASS_NAMES),
+    254 on hazards, 255 where there is none of either.
     """
 
     image: np.ndarray

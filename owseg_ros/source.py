@@ -28,7 +28,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 from owseg_ros.errors import OwsegError
-from owseg_ros.scene import StreetScene
+from owseg_ros.scene import SceneFrame, StreetScene
 
 IMAGE_SUFFIXES = frozenset({'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
 SCENE_FPS = 15.0
@@ -67,7 +67,11 @@ class Source(Protocol):
 
 
 class SceneSource:
-    """The procedural street: frame i of a StreetScene, without end."""
+    """
+    The procedural street: frame i of a StreetScene, without end.
+
+    truth: the frame that was read last, with its labels; None before.
+    """
 
     def __init__(self, seed: int = 0, width: int = 0, height: int = 0, fps: float = 0.0) -> None:
         width = width or (round(height * 4 / 3) if height else 640)
@@ -81,13 +85,14 @@ class SceneSource:
         self.size = (width, height)
         self.frames = 0
         self.camera_matrix = self.scene.camera_matrix
+        self.truth: SceneFrame | None = None
         self._index = 0
 
     def read(self) -> np.ndarray | None:
         """Return the next frame."""
-        image = self.scene.render(self._index).image
+        self.truth = self.scene.render(self._index)
         self._index += 1
-        return image
+        return self.truth.image
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

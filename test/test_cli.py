@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import json
+import re
 import sys
 
 import cv2
@@ -61,6 +62,18 @@ def test_run_over_a_folder_writes_a_video_and_the_maps(tmp_path, model, capsys):
         assert score.shape == (64, 96)
         assert score[:, :40].max() < 0.5 and score[:, 56:].max() < 0.5
     assert not (out / 'maps' / '000001_semantic.png').exists()
+
+
+def test_run_of_the_street_is_compared_with_its_truth(tmp_path, model, capsys):
+    assert main(['run', '--source', 'scene', '--limit', '2', '--out', str(tmp_path / 'out')]) == 0
+    said = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+    accuracy = re.search(r'pixel accuracy (0\.\d+), mIoU (0\.\d+) over 2 frames', said)
+    assert float(accuracy[1]) > 0.9 and float(accuracy[2]) > 0.5
+    # The classes of this model are not those of the street.
+    assert main(['run', '--source', 'scene', '--limit', '1', '--model', model, '--out',
+                 str(tmp_path / 'out')]) == 0
+    said = capsys.readouterr().out
+    assert 'of known pixels' in said and 'accuracy' not in said
 
 
 def test_progress_of_unknown_length_suits_the_rich_of_ubuntu_22_04(
