@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+import errno
 import io
 import math
 import os
@@ -43,6 +44,7 @@ SCHEMA_VERSION = 1
 MAX_SHOTS = 256
 MAX_SOURCE = 256
 RESERVED = frozenset({UNKNOWN, 'unknown object', 'unlabelled', 'unlabeled'})
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TOLERANCE = 1e-2
 _SMALLEST_MEAN = 1e-3
 
@@ -251,8 +253,11 @@ class PrototypeBook:
         try:
             write_atomically(path, active.to_bytes())
         except (OSError, ValueError) as error:
-            raise NoveltyError(f'{path}: cannot be written: {error}; what was there before still '
-                               'is: make room, or save to another file') from error
+            full = getattr(error, 'errno', None) in _FULL
+            raise NoveltyError(
+                f'{path}: cannot be written: {error}; '
+                f'{"make room, or " if full else ""}save to another file (the parameter '
+                'prototypes names it); one that was there is as it was') from error
         return active
 
     def check(self, path: str | os.PathLike) -> None:

@@ -378,6 +378,7 @@ def test_a_place_that_cannot_be_written_is_told(teaching, tmp_path):
     node.teach(name='pallet', pixel=[40, 56])
     response = node.call('save_prototypes')
     assert not response.success and 'cannot be written' in response.message
+    assert 'make room' not in response.message and 'parameter prototypes' in response.message
     assert taught(node.teach(list=True)) == [(3, 'pallet', 1)]
 
 

@@ -347,6 +347,7 @@ except NoveltyError as error:
     make_tiny_bundle(tmp_path / 'bundle', novelty=True)
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert 'cannot be written' in found.stdout and os.strerror(errno.EFBIG) in found.stdout, found
+    assert 'make room' in found.stdout
     assert path.read_bytes() == kept
     assert sorted(os.listdir(tmp_path)) == ['bundle', 'p.npz']
 
@@ -382,8 +383,9 @@ while True:
 def test_a_place_that_cannot_be_written(full, tmp_path):
     (tmp_path / 'file').write_bytes(b'')
     for path in (tmp_path / 'file' / 'p.npz', tmp_path, 'a\0b'):
-        with pytest.raises(NoveltyError, match='cannot be written'):
+        with pytest.raises(NoveltyError, match='cannot be written') as told:
             full.save(path)
+        assert 'make room' not in str(told.value) and 'another file' in str(told.value)
 
 
 def test_a_bundle_without_a_metric_head_has_no_book(tmp_path):
