@@ -161,7 +161,8 @@ def link_package(venv: Path) -> None:
     if share.exists():
         shutil.rmtree(share)
     targets = {
-        'share/ament_index/resource_index/packages/owseg_ros': ROOT / 'resource' / 'owseg_ros'}
+        'share/ament_index/resource_index/packages/owseg_ros': ROOT / 'resource' / 'owseg_ros',
+        'share/owseg_ros/config/fastdds.xml': ROOT / 'owseg_ros' / 'nodes' / 'fastdds.xml'}
     files = [ROOT / 'package.xml']
     for folder in ('launch', 'config', 'models'):
         files += (path for path in (ROOT / folder).rglob('*')

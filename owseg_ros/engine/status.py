@@ -20,7 +20,6 @@ import threading
 from typing import Callable
 
 BUILDING, WARMING, RUNNING, FALLBACK = 'building', 'warming', 'running', 'fallback'
-STATES = (BUILDING, WARMING, RUNNING, FALLBACK)
 
 # A build may fail at any moment; an engine that failed is not tried again by itself.
 _NEXT = {
