@@ -70,6 +70,9 @@ ARGUMENTS = (
         'autostart', default_value='true', choices=['true', 'false'],
         description='Configure and activate perception; false leaves it to a lifecycle manager.'),
     DeclareLaunchArgument(
+        'respawn', default_value='false', choices=['true', 'false'],
+        description='Start the nodes again, after 2 s, when their process ends by itself.'),
+    DeclareLaunchArgument(
         'use_sim_time', default_value='false', choices=['true', 'false'],
         description='Take the time from /clock, for simulation and bags.'),
     DeclareLaunchArgument(
@@ -152,6 +155,7 @@ def start(context: LaunchContext) -> list:
         package='owseg_ros', executable='stack' if given['camera'] else 'perception',
         namespace=given['namespace'], parameters=[given['params_file'], parameters],
         remappings=remappings, ros_arguments=['--log-level', given['log_level']],
+        respawn=given['respawn'] == 'true', respawn_delay=2.0,
         output='screen', emulate_tty=True))
     if given['rviz'] == 'true':
         actions += rviz(given['namespace'], given['image'], use_sim_time)

@@ -17,8 +17,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -37,7 +39,8 @@ from owseg_ros.nodes.inputs import camera_topic
 from rcl_interfaces.srv import GetParameters
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
-from support.dds import BEST_EFFORT, ImagePublisher, LATCHED, Repeater, stamp_of, wait_until
+from support.dds import (
+    BEST_EFFORT, ImagePublisher, LATCHED, Repeater, shared_memory_of, stamp_of, wait_until)
 from support.launching import launch_environment
 from support.tiny_bundle import paint
 from support.tree import ROOT
@@ -48,7 +51,7 @@ START = 60.0
 ARGUMENTS = {
     'perception.launch.py': {
         'namespace', 'model', 'image', 'image_transport', 'params_file', 'engine', 'camera',
-        'queries', 'prototypes', 'autostart', 'use_sim_time', 'rviz', 'log_level'},
+        'queries', 'prototypes', 'autostart', 'respawn', 'use_sim_time', 'rviz', 'log_level'},
     'demo.launch.py': {'camera', 'model', 'queries', 'namespace', 'rviz', 'log_level'}}
 
 
@@ -145,6 +148,26 @@ def test_perception_follows_its_arguments(ros, launch, tiny, tmp_path):
             'model': str(tiny.path), 'queries': '["cone"]', 'use_sim_time': False,
             'autostart': True}
     assert process.interrupt() == 0, process.output
+
+
+def test_a_killed_node_comes_back_where_that_is_asked(ros, launch, tiny):
+    masks = ros.collect(Image, 'semantic/mask', BEST_EFFORT)
+    process = launch('perception.launch.py', {
+        'namespace': ros.namespace, 'model': str(tiny.path), 'camera': 'scene',
+        'respawn': 'true'})
+    masks.first(timeout=START)
+    killed, = process.node_processes()
+    left = shared_memory_of(killed)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: not Path(f'/proc/{killed}').exists(), what='the end of the node')
+    last = max(masks.stamps())
+    try:
+        masks.first(lambda message: stamp_of(message) > last, START)
+        assert process.node_processes() != [killed]
+        assert process.interrupt() == 0, process.output
+    finally:
+        for path in left:
+            path.unlink(missing_ok=True)
 
 
 def test_without_autostart_perception_waits_for_a_manager(ros, launch, tiny):

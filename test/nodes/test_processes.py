@@ -31,6 +31,7 @@ from support.dds import BEST_EFFORT
 from support.dds import DOMAIN
 from support.dds import LATCHED
 from support.dds import Process
+from support.dds import shared_memory_of
 from support.dds import values_of
 from support.dds import wait_until
 
@@ -39,14 +40,6 @@ pytestmark = pytest.mark.timeout(90)
 CAMERA = {'width': 320, 'height': 240, 'rate': 15.0}
 # On an idle machine a node ends in 0.3 s; the bound is for one that is busy.
 SECONDS_TO_END = 5.0
-
-
-def shared_memory_of(pid):
-    """Return the shared-memory files of Fast DDS that only this process has mapped."""
-    lines = Path(f'/proc/{pid}/maps').read_text().splitlines()
-    # All processes of a machine share this port, whatever their domain.
-    return {Path(line.split()[-1]) for line in lines
-            if '/dev/shm/fastdds' in line and 'fastdds_port7000' not in line}
 
 
 def test_camera_and_perception_in_two_processes(ros, tiny, vision_msgs, monkeypatch):

@@ -308,6 +308,14 @@ def stamp_of(message: Any) -> tuple[int, int]:
     return message.header.stamp.sec, message.header.stamp.nanosec
 
 
+def shared_memory_of(pid: int) -> set[Path]:
+    """Return the shared-memory files of Fast DDS that only this process has mapped."""
+    lines = Path(f'/proc/{pid}/maps').read_text().splitlines()
+    # All processes of a machine share this port, whatever their domain.
+    return {Path(line.split()[-1]) for line in lines
+            if '/dev/shm/fastdds' in line and 'fastdds_port7000' not in line}
+
+
 def values_of(status: Any) -> dict[str, str]:
     """Return the key-value pairs of a diagnostic status."""
     return {pair.key: pair.value for pair in status.values}
