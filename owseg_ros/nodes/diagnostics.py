@@ -45,11 +45,17 @@ RATE_SECONDS = 5.0
 SAME_STAMPS = 5
 """Frames in a row with one stamp that are no accident."""
 
+SLOW_READOUT_MS = 1000.0
+"""Maps that take longer are worth a word: the picture is far larger than the network's input."""
+
 EARLIEST_SECONDS = 0.2
 """Seconds that lie between two reports, however much happens (or the period, if shorter)."""
 
 NO_FRAMES = 'no frames'
 """The state of a camera that is silent."""
+
+SLOW = 'slow'
+"""The state of a camera whose frames have had no answer for a while."""
 
 PLAUSIBLE_AGE = (-0.1, 60.0)
 """Ages (seconds) outside mean that stamps and node clock do not belong together."""
@@ -66,7 +72,10 @@ class Snapshot:
     use_sim_time); `clock_offset` is then their difference in seconds. `silent` is the number of
     seconds since the last frame or activation, `since_bad` since the last bad frame (infinite:
     never), `since_back` since the last frame that was older than the one before. `same_stamps`
-    frames in a row have had `stamp`, seconds, which is that of the last frame.
+    frames in a row have had `stamp`, seconds, which is that of the last frame. `unanswered` is the
+    number of seconds that frames have come in without a result, or a reason why there is none.
+    `size`, width and height, is that of the last frame that could be read, and `last_readout_ms`
+    what its maps took (0: there were none yet).
     """
 
     frames_in: int
@@ -90,6 +99,9 @@ class Snapshot:
     same_stamps: int
     stamps_back: int
     since_back: float
+    unanswered: float
+    size: tuple[int, int] | None
+    last_readout_ms: float
 
     def values(self) -> dict[str, str]:
         """Return the numbers as the key-value pairs of a diagnostic status."""
@@ -102,6 +114,7 @@ class Snapshot:
             'bad_frames': str(self.bad_frames),
             'stamps_back': str(self.stamps_back),
             'last_error': self.last_error,
+            'frame_size': f'{self.size[0]}x{self.size[1]}' if self.size else '',
             'rate_in_hz': f'{self.rate_in_hz:.2f}',
             'rate_hz': f'{self.rate_hz:.2f}',
             'age_ms_p50': _milliseconds(self.age_ms[0]),
@@ -144,6 +157,8 @@ class FrameStatistics:
             self._network: deque[float] = deque(maxlen=WINDOW_FRAMES)
             self._readout: deque[float] = deque(maxlen=WINDOW_FRAMES)
             self._clock_offset: float | None = None
+            self._unanswered_since: float | None = None
+            self._size: tuple[int, int] | None = None
 
     def frame_in(self, dropped: bool, stamp: float) -> None:
         """
@@ -162,12 +177,20 @@ class FrameStatistics:
             self._same_stamps = self._same_stamps + 1 if stamp == self._stamp else 1
             self._stamp = stamp
             self._arrivals.append(self._last_in)
+            if self._unanswered_since is None:
+                self._unanswered_since = self._last_in
+
+    def frame_read(self, width: int, height: int) -> None:
+        """Take note of the size of a frame that goes to the network, in pixels."""
+        with self._lock:
+            self._size = width, height
 
     def skip(self) -> None:
         """Count a frame that nobody wanted to see."""
         with self._lock:
             self._skipped += 1
             self._last_good = self._now()
+            self._unanswered_since = None
 
     def bad_frame(self, error: str) -> None:
         """Count a frame that could not be processed."""
@@ -175,6 +198,7 @@ class FrameStatistics:
             self._bad += 1
             self._last_error = error
             self._last_bad = self._now()
+            self._unanswered_since = None
 
     def frame_out(self, age: float, latency: float, network_ms: float, readout_ms: float,
                   batched: bool = False) -> None:
@@ -189,6 +213,7 @@ class FrameStatistics:
             self._frames_out += 1
             self._batched += batched
             self._last_good = self._now()
+            self._unanswered_since = None
             self._departures.append(self._last_good)
             self._latencies.append(1e3 * latency)
             self._network.append(network_ms)
@@ -216,12 +241,16 @@ class FrameStatistics:
                 silent=now - max(self._start, self._last_in),
                 since_bad=now - self._last_bad, since_good=now - self._last_good,
                 stamp=self._stamp, same_stamps=self._same_stamps,
-                stamps_back=self._stamps_back, since_back=now - self._last_back)
+                stamps_back=self._stamps_back, since_back=now - self._last_back,
+                unanswered=(0.0 if self._unanswered_since is None
+                            else now - self._unanswered_since),
+                size=self._size, last_readout_ms=self._readout[-1] if self._readout else 0.0)
 
 
 def judge_camera(
     numbers: Snapshot, *, topic: str, publishers: int, timeout: float, idle: bool,
     incompatible: str, transport: str, elsewhere: Callable[[], str] = lambda: '',
+    smaller: str = '',
 ) -> tuple[bytes, str, str]:
     """
     Return level, state and message of an active camera.
@@ -234,6 +263,7 @@ def judge_camera(
     :param transport: what to know about the transport when nothing arrives.
     :param elsewhere: asked for where images are published when nobody publishes the topic; it
         returns '' where they are not.
+    :param smaller: what to do for smaller maps; '' where they are as small as can be.
     """
     if numbers.silent > timeout:
         for_long = f'no frame for {numbers.silent:.1f} s'
@@ -247,11 +277,16 @@ def judge_camera(
             return WARN, NO_FRAMES, f'{for_long}: the publisher of {topic} went silent'
         return WARN, NO_FRAMES, (
             f'{for_long}: {topic} has a publisher, but nothing arrives. {transport}')
+    if numbers.unanswered > max(timeout, RATE_SECONDS):
+        size = '' if numbers.size is None else f' of {numbers.size[0]}x{numbers.size[1]}'
+        return WARN, SLOW, (
+            f'frames{size} come on {topic}, but none has been answered for '
+            f'{numbers.unanswered:.1f} s{smaller and f"; if they are large, {smaller}"}')
     if numbers.since_bad < max(timeout, RATE_SECONDS):
         level = ERROR if numbers.since_good > numbers.since_bad else WARN
         return level, 'bad frames', (
             f'{numbers.bad_frames} since it is active, the last: {numbers.last_error}')
-    doubts = _doubts(numbers, topic, publishers, timeout)
+    doubts = _doubts(numbers, topic, publishers, timeout, smaller)
     if idle:
         state, message = 'idle', 'nobody subscribes to a result'
     else:
@@ -259,7 +294,8 @@ def judge_camera(
     return WARN if doubts else OK, state, '; '.join([message, *doubts])
 
 
-def _doubts(numbers: Snapshot, topic: str, publishers: int, timeout: float) -> list[str]:
+def _doubts(numbers: Snapshot, topic: str, publishers: int, timeout: float,
+            smaller: str) -> list[str]:
     """Return what is strange about frames that can be processed, and what to do about it."""
     doubts = []
     if publishers > 1:
@@ -273,6 +309,9 @@ def _doubts(numbers: Snapshot, topic: str, publishers: int, timeout: float) -> l
     elif numbers.since_back < max(timeout, RATE_SECONDS):
         doubts.append(f'stamps on {topic} went back ({numbers.stamps_back} times): a bag that '
                       'starts again, a clock that was set, or a second publisher')
+    if smaller and numbers.size and numbers.last_readout_ms > SLOW_READOUT_MS:
+        doubts.append(f'maps of {numbers.size[0]}x{numbers.size[1]} take '
+                      f'{1e-3 * numbers.last_readout_ms:.1f} s a frame: {smaller}')
     return doubts
 
 

@@ -335,8 +335,10 @@ class PerceptionNode(LifecycleNode):
                outputs: list[tuple[Output, Any]]) -> Frame | None:
         whole = any(output.shows_frame for output, _ in outputs)
         try:
-            return camera.input.convert(
+            frame = camera.input.convert(
                 message, None if whole else self._segmenter.network_size)
+            camera.statistics.frame_read(frame.width, frame.height)
+            return frame
         except FrameError as error:
             camera.statistics.bad_frame(str(error))
             self.get_logger().warning(f'bad frame: {error}', throttle_duration_sec=5.0)
@@ -601,6 +603,8 @@ class PerceptionNode(LifecycleNode):
             numbers, topic=camera.input.topic, publishers=camera.input.publishers(),
             timeout=self._table['no_frames_timeout'], idle=idle,
             incompatible=camera.input.incompatible,
+            smaller=('set output_size to network' if self._table['output_size'] == 'camera'
+                     else ''),
             elsewhere=lambda: camera.input.elsewhere(
                 [other.input.topic for other in list(self._cameras.values())]), transport=(
                 f'{self._dds}. The process of the publisher needs shared memory for large '

@@ -165,6 +165,49 @@ def test_bad_frames_are_an_error_until_a_good_one_comes(statistics, clock):
     assert statistics.snapshot().bad_frames == 1
 
 
+def test_frames_without_an_answer_are_told(statistics, clock):
+    statistics.frame_in(False, 1.0)
+    statistics.frame_read(8192, 4096)
+    for number in range(60):
+        clock.time += 0.1
+        statistics.frame_in(True, 1.1 + 0.1 * number)
+    level, state, message = judge(statistics, smaller='shrink')
+    assert (level, state) == (WARN, 'slow')
+    assert 'frames of 8192x4096 come on /image' in message and 'answered for 6.0 s' in message
+    assert message.endswith('if they are large, shrink')
+    assert judge(statistics)[2].endswith('for 6.0 s')
+    for answer in (lambda: statistics.frame_out(6.0, 6.0, 1.0, 1.0), statistics.skip,
+                   lambda: statistics.bad_frame('')):
+        answer()
+        assert judge(statistics)[1] != 'slow'
+        statistics.frame_in(False, 9.0)
+        clock.time += 6.0
+        assert judge(statistics, timeout=20.0)[1] != 'slow'
+        statistics.frame_in(False, 9.1)
+        assert judge(statistics)[1] == 'slow'
+
+
+def test_a_frame_that_comes_after_a_pause_is_not_slow(statistics, clock):
+    statistics.frame_in(False, 1.0)
+    statistics.frame_out(0.01, 0.01, 1.0, 1.0)
+    clock.time += 60.0
+    statistics.frame_in(False, 61.0)
+    assert judge(statistics)[:2] == (OK, 'running')
+
+
+def test_maps_that_take_long_are_told_where_they_could_be_smaller(statistics):
+    statistics.frame_in(False, 1.0)
+    statistics.frame_read(4096, 3072)
+    statistics.frame_out(2.5, 2.5, 100.0, 2300.0)
+    level, state, message = judge(statistics, smaller='set output_size to network')
+    assert (level, state) == (WARN, 'running')
+    assert 'maps of 4096x3072 take 2.3 s a frame: set output_size to network' in message
+    assert statistics.snapshot().values()['frame_size'] == '4096x3072'
+    assert judge(statistics)[0] == OK
+    statistics.frame_out(0.5, 0.5, 100.0, 300.0)
+    assert judge(statistics, smaller='set output_size to network')[0] == OK
+
+
 def test_idle_and_reset(statistics):
     statistics.frame_in(False, 6.0)
     statistics.skip()

@@ -31,6 +31,7 @@ from owseg_ros.bundle import sha256_of
 from owseg_ros.frame import Frame
 from owseg_ros.frame import frame_to_compressed
 from owseg_ros.frame import image_to_array
+from owseg_ros.nodes import diagnostics
 from owseg_ros.nodes.inputs import images_elsewhere
 from owseg_ros.nodes.parameters import unknown_parameters
 from owseg_ros.nodes.perception import PerceptionNode
@@ -268,6 +269,42 @@ def test_a_flood_of_bad_frames_is_no_flood_of_diagnostics(ros, perception):
             for status in array.status))
     reports = sum(array.status[0].name.startswith(name) for array in node.diagnostics.messages)
     assert reports <= 2 + (time.monotonic() - start) / 0.2
+
+
+def test_a_network_that_does_not_return_is_told(ros, perception, monkeypatch):
+    monkeypatch.setattr(diagnostics, 'RATE_SECONDS', 0.3)
+    camera = ImagePublisher(ros.client)
+    masks = ros.collect(Image, 'semantic/mask')
+    node = perception(autostart=True, no_frames_timeout=0.3).active()
+    run_network, go_on = node.node._segmenter.run_network, threading.Event()
+
+    def wait_and_run(*arguments):
+        go_on.wait(20.0)
+        return run_network(*arguments)
+
+    node.node._segmenter.run_network = wait_and_run
+    with stream(camera):
+        status = node.status('camera', lambda status: values_of(status)['state'] == 'slow')
+        assert status.level == DiagnosticStatus.WARN
+        assert f'frames of {WIDTH}x{HEIGHT} come' in status.message
+        assert 'set output_size to network' in status.message
+        go_on.set()
+        masks.first()
+        status = node.status('camera', lambda status: values_of(status)['state'] == 'running')
+    assert values_of(status)['frame_size'] == f'{WIDTH}x{HEIGHT}'
+
+
+def test_maps_that_take_long_are_told_with_a_cure_that_helps(ros, perception, monkeypatch):
+    monkeypatch.setattr(diagnostics, 'SLOW_READOUT_MS', 0.0)
+    camera = ImagePublisher(ros.client)
+    ros.collect(Image, 'semantic/mask')
+    node = perception(autostart=True).active()
+    with stream(camera):
+        status = node.status('camera', lambda status: 'a frame: set output' in status.message)
+        assert status.level == DiagnosticStatus.WARN
+        assert f'maps of {WIDTH}x{HEIGHT} take' in status.message
+        assert node.set('output_size', 'network').successful
+        node.status('camera', lambda status: status.level == DiagnosticStatus.OK)
 
 
 def test_frames_that_cannot_be_right_are_told_and_answered(ros, perception):
