@@ -148,7 +148,9 @@ class ParameterTable:
             spec = self._specs.get(parameter.name)
             if spec is None:
                 continue
-            if self._declared and spec.when == UNCONFIGURED and self._configured():
+            # The same value again is no change: `ros2 param load` sets all that a file holds.
+            if self._declared and spec.when == UNCONFIGURED and self._configured() and (
+                    parameter.value != self[parameter.name]):
                 return SetParametersResult(successful=False, reason=(
                     f'{spec.name} is read when the node is configured: deactivate and clean up '
                     'the node, set it, and configure again'))

@@ -692,6 +692,8 @@ def test_parameters_of_the_model_are_frozen_while_it_is_loaded(perception):
     for name, value in (('model', ''), ('cameras', ['x']), ('threads', 2)):
         result = node.set(name, value)
         assert not result.successful and 'clean up' in result.reason
+        # As a file that `ros2 param dump` wrote does.
+        assert node.set(name, node.node.get_parameter(name).value).successful
     assert node.set('min_confidence', 0.5).successful
     assert node.node.trigger_cleanup() == SUCCESS
     assert node.set('threads', 2).successful
