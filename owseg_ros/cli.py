@@ -205,7 +205,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         *(describe_street(result['ground_truth']) if result['ground_truth'] else ()),
         ('model, engine', escape(f'{result["model"]}, {result["engine"]}'))]))
     console.print(result['video'], highlight=False, markup=False, soft_wrap=True)
-    return 0
+    for problem in result['unreadable']:
+        print(f'owseg: {problem}', file=sys.stderr)
+    return 1 if result['unreadable'] else 0
 
 
 def _doctor(options: argparse.Namespace, console: Console) -> int:

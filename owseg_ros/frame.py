@@ -531,6 +531,11 @@ def _compressed_size(data: np.ndarray, topic: str, encoding: str) -> tuple[int, 
                      encoding=encoding, expected='all bytes of a JPEG or PNG file')
 
 
+def jpeg_is_complete(data: bytes) -> bool:
+    """Return whether these are a JPEG with all of its headers and its end-of-image marker."""
+    return data[:2] == b'\xff\xd8' and _jpeg_size(memoryview(data)) is not None
+
+
 def _jpeg_size(raw: memoryview) -> tuple[int, int] | None:
     """Return (height, width) of a JPEG that has its end-of-image marker, else None."""
     position, size, end = 2, None, len(raw)

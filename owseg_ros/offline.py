@@ -37,7 +37,7 @@ from owseg_ros.pictures import FrameComposer, panel_size, QueryPicture, VideoWri
 from owseg_ros.readout import ALL_MAPS, MaskHistory, QUERY_MAPS
 from owseg_ros.render import distinct_colors
 from owseg_ros.segmenter import readout_settings, REGIONS, Segmentation, Segmenter
-from owseg_ros.source import open_source, SceneSource, Source
+from owseg_ros.source import open_source, SceneSource, Source, UnreadableImageError
 from owseg_ros.street_score import StreetScore
 
 
@@ -93,7 +93,8 @@ def run(options: RunOptions,
     """
     Segment a source; write out/run.mp4 and, when asked, the maps; return the figures.
 
-    Those of the procedural street are compared with its ground truth.
+    Frames of the procedural street are compared with its ground truth. Images of a folder that
+    cannot be read are passed over; `unreadable` of the figures says what is wrong with each.
 
     progress: told the frames done and the frames in all (0 where that is not known).
     Raises RunError, SourceError, BundleError, EngineError, VideoError, ScoreError, OSError where
@@ -116,9 +117,10 @@ def run(options: RunOptions,
     street = StreetScore(segmenter.bundle.class_names) if isinstance(source, SceneSource) else None
     segmenter.warm_up()
     results = _Results(options, segmenter.bundle, source.fps, queries, taught)
+    unreadable: list[str] = []
     start = time.perf_counter()
     try:
-        for index, frame in _frames(source, options.every, limit):
+        for index, frame in _frames(source, options.every, limit, unreadable):
             result, = segmenter.segment(
                 [frame], maps, histories=[history], queries=queries, namer=namer, taught=taught)
             results.add(index, frame, result)
@@ -130,10 +132,11 @@ def run(options: RunOptions,
         source.close()
         results.close()
     if not results.frames:
-        raise RunError(f'{options.source} gave no frame')
+        raise RunError('; '.join([f'{options.source} gave no frame', *unreadable]))
     results.write_listings()
     return {
         **results.figures(),
+        'unreadable': unreadable,
         'seconds': time.perf_counter() - start,
         'engine': segmenter.engine.description,
         'readout_on': segmenter.readout.description,
@@ -158,11 +161,21 @@ def _open_segmenter(options: RunOptions) -> Segmenter:
     return segmenter
 
 
-def _frames(source: Source, every: int, limit: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each n-th frame with its index, so many at most (0: all)."""
+def _frames(source: Source, every: int, limit: int,
+            unreadable: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """
+    Yield each n-th frame with its index, so many at most (0: all).
+
+    unreadable: what is wrong with images that are passed over is added to it.
+    """
     index = taken = 0
     while not limit or taken < limit:
-        frame = source.read()
+        try:
+            frame = source.read()
+        except UnreadableImageError as error:
+            unreadable.append(str(error))
+            index += 1
+            continue
         if frame is None:
             return
         if index % every == 0:

@@ -28,6 +28,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 from owseg_ros.errors import OwsegError
+from owseg_ros.frame import jpeg_is_complete
 from owseg_ros.scene import SceneFrame, StreetScene
 
 IMAGE_SUFFIXES = frozenset({'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
@@ -38,6 +39,10 @@ KINDS = ("'scene' (or 'scene:SEED'), the path of a video, of an image or of a fo
 
 class SourceError(OwsegError):
     """A source that cannot be opened or read; the message says what to give instead."""
+
+
+class UnreadableImageError(SourceError):
+    """An image of a folder that cannot be read; the source goes on with the next one."""
 
 
 class Source(Protocol):
@@ -59,7 +64,8 @@ class Source(Protocol):
         """
         Return the next frame, uint8 [H, W, 3] RGB, or None at the end.
 
-        Raises SourceError when the frame cannot be read.
+        Raises UnreadableImageError when this one cannot be read and the next may be, another
+        SourceError when the source has ended.
         """
 
     def close(self) -> None:
@@ -143,7 +149,11 @@ class VideoSource:
 
 
 class ImageSource:
-    """Images of a folder in the order of their names, or a single one."""
+    """
+    Images of a folder in the order of their names, or a single one.
+
+    Raises SourceError where there are none, or none that can be read.
+    """
 
     def __init__(self, path: Path, loop: bool = False) -> None:
         self.name = str(path)
@@ -157,18 +167,37 @@ class ImageSource:
                               f'{", ".join(sorted(IMAGE_SUFFIXES))}')
         self.frames = 0 if loop else len(self._paths)
         self._index = 0
-        first = self._image(self._paths[0])
-        self.size = (first.shape[1], first.shape[0])
+        self.size = self._first_size()
+
+    def _first_size(self) -> tuple[int, int]:
+        """Return (width, height) of the first image that can be read."""
+        problem = None
+        for path in self._paths:
+            try:
+                height, width, _ = self._image(path).shape
+                return width, height
+            except UnreadableImageError as error:
+                problem = problem or error
+        raise problem
 
     @staticmethod
     def _image(path: Path) -> np.ndarray:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        """Read an image upright, uint8 [H, W, 3] RGB."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f'{path} cannot be read: {error.strerror}') from error
+        if data.startswith(b'\xff\xd8') and not jpeg_is_complete(data):
+            # OpenCV would paint what is missing grey.
+            raise UnreadableImageError(f'{path} is no whole JPEG; copy it again or remove it')
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         if image is None:
-            raise SourceError(f'{path} cannot be decoded; remove it or save it again as an image')
+            raise UnreadableImageError(
+                f'{path} cannot be decoded; remove it or save it again as an image')
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def read(self) -> np.ndarray | None:
-        """Return the next image; a damaged one is passed over after its error."""
+        """Return the next image; one that cannot be read is passed over after its error."""
         if self._index == len(self._paths):
             if not self._loop:
                 return None

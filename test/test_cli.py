@@ -76,6 +76,23 @@ def test_run_of_the_street_is_compared_with_its_truth(tmp_path, model, capsys):
     assert 'of known pixels' in said and 'accuracy' not in said
 
 
+def test_run_passes_over_images_that_cannot_be_read(tmp_path, model, capsys):
+    images, out = tmp_path / 'images', tmp_path / 'out'
+    images.mkdir()
+    for name in 'bd':
+        cv2.imwrite(str(images / f'{name}.png'), paint(96, 64)[..., ::-1])
+    (images / 'a.png').write_bytes(b'')
+    (images / 'c.png').write_bytes((images / 'b.png').read_bytes()[:60])
+    command = ['run', '--model', model, '--source', str(images), '--out', str(out), '--masks']
+    assert main(command) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('owseg:')]
+    assert [line.split()[1] for line in said] == [str(images / 'a.png'), str(images / 'c.png')]
+    assert len(frames_of(out / 'run.mp4')) == 2
+    # Maps are counted as the files of the folder are.
+    assert sorted(path.name for path in (out / 'maps').glob('*_semantic.png')) == [
+        '000001_semantic.png', '000003_semantic.png']
+
+
 def test_progress_of_unknown_length_suits_the_rich_of_ubuntu_22_04(
         tmp_path, model, monkeypatch):
     totals = []

@@ -16,7 +16,7 @@ import sys
 
 import cv2
 import numpy as np
-from owseg_ros.source import open_source, SourceError
+from owseg_ros.source import open_source, SourceError, UnreadableImageError
 import pytest
 
 
@@ -82,6 +82,29 @@ def test_damaged_image_is_an_error_and_the_next_one_is_read(tmp_path):
     with pytest.raises(SourceError, match='b.png'):
         source.read()
     assert source.read()[0, 0, 0] == 9
+
+
+def test_size_is_that_of_the_first_image_that_can_be_read(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(b'')
+    with pytest.raises(SourceError, match='a.jpg cannot be decoded'):
+        open_source(str(tmp_path))
+    cv2.imwrite(str(tmp_path / 'b.png'), np.zeros((4, 6, 3), np.uint8))
+    source = open_source(str(tmp_path))
+    assert source.size == (6, 4)
+    with pytest.raises(UnreadableImageError, match='a.jpg'):
+        source.read()
+    assert source.read().shape == (4, 6, 3) and source.read() is None
+
+
+def test_half_a_jpeg_is_no_image(tmp_path):
+    path = tmp_path / 'half a düne.jpg'
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = cv2.imencode('.jpg', picture)[1].tobytes()
+    path.write_bytes(whole)
+    assert open_source(str(path)).read().shape == (64, 64, 3)
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(UnreadableImageError, match='no whole JPEG'):
+        open_source(str(path))
 
 
 @pytest.mark.parametrize('spec, says', [

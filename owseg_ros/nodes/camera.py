@@ -45,7 +45,7 @@ from owseg_ros.nodes.diagnostics import status
 from owseg_ros.nodes.parameters import CAMERA
 from owseg_ros.nodes.parameters import ParameterTable
 from owseg_ros.nodes.process import run
-from owseg_ros.source import open_source
+from owseg_ros.source import open_source, UnreadableImageError
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
@@ -170,7 +170,14 @@ class CameraNode(Node):
         self._await_listeners()
         due = time.monotonic()
         while True:
-            rgb = source.read()
+            try:
+                rgb = source.read()
+            except UnreadableImageError as error:
+                self.get_logger().warning(str(error))
+                # Not at once: all of a looped folder may have gone.
+                if self._interrupted(self._period(source)):
+                    return
+                continue
             if rgb is None:
                 return self._end()
             # The stamp is the moment of the exposure, which is when the frame is due.

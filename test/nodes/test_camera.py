@@ -122,6 +122,14 @@ def test_the_end_of_the_source_can_end_the_process(ros, pictures):
     assert 'ended after 3 frames' in process.output
 
 
+def test_a_broken_image_of_a_folder_is_passed_over(ros, pictures):
+    (pictures / '1.png').write_bytes(b'')
+    process = ros.process('owseg_ros.nodes.camera', {
+        'source': str(pictures), 'rate': 50.0, 'loop': False, 'shutdown_at_end': True})
+    assert process.wait() == 0
+    assert 'ended after 2 frames' in process.output and '1.png' in process.output
+
+
 def test_a_bad_source_is_an_error_that_can_be_corrected(ros, pictures):
     state = states(ros)
     images = ros.collect(Image, 'image')
