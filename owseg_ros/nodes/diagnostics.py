@@ -74,8 +74,9 @@ class Snapshot:
     never), `since_back` since the last frame that was older than the one before. `same_stamps`
     frames in a row have had `stamp`, seconds, which is that of the last frame. `unanswered` is the
     number of seconds that frames have come in without a result, or a reason why there is none.
-    `size`, width and height, is that of the last frame that could be read, and `last_readout_ms`
-    what its maps took (0: there were none yet).
+    `size`, width and height, is that of the last frame that could be read. `slow` is the size of
+    the last frame whose maps took more than SLOW_READOUT_MS, and what they took (milliseconds);
+    `since_slow` the number of seconds since then.
     """
 
     frames_in: int
@@ -101,7 +102,8 @@ class Snapshot:
     since_back: float
     unanswered: float
     size: tuple[int, int] | None
-    last_readout_ms: float
+    slow: tuple[tuple[int, int], float] | None
+    since_slow: float
 
     def values(self) -> dict[str, str]:
         """Return the numbers as the key-value pairs of a diagnostic status."""
@@ -148,6 +150,8 @@ class FrameStatistics:
             self._drops = self._skipped = self._batched = self._bad = 0
             self._last_error = ''
             self._last_in = self._last_bad = self._last_good = self._last_back = -math.inf
+            self._last_slow = -math.inf
+            self._slow: tuple[tuple[int, int], float] | None = None
             self._stamp: float | None = None
             self._same_stamps = self._stamps_back = 0
             self._arrivals: deque[float] = deque(maxlen=WINDOW_FRAMES)
@@ -201,13 +205,14 @@ class FrameStatistics:
             self._unanswered_since = None
 
     def frame_out(self, age: float, latency: float, network_ms: float, readout_ms: float,
-                  batched: bool = False) -> None:
+                  batched: bool = False, size: tuple[int, int] | None = None) -> None:
         """
         Count a frame whose results were published.
 
         :param age: node clock minus stamp, in seconds.
         :param latency: seconds since the frame was received.
         :param batched: whether frames of other cameras were in the same pass of the network.
+        :param size: width and height of the frame in pixels.
         """
         with self._lock:
             self._frames_out += 1
@@ -218,6 +223,8 @@ class FrameStatistics:
             self._latencies.append(1e3 * latency)
             self._network.append(network_ms)
             self._readout.append(readout_ms)
+            if size is not None and readout_ms > SLOW_READOUT_MS:
+                self._slow, self._last_slow = (size, readout_ms), self._last_good
             if PLAUSIBLE_AGE[0] <= age <= PLAUSIBLE_AGE[1]:
                 self._ages.append(1e3 * age)
                 self._clock_offset = None
@@ -244,7 +251,7 @@ class FrameStatistics:
                 stamps_back=self._stamps_back, since_back=now - self._last_back,
                 unanswered=(0.0 if self._unanswered_since is None
                             else now - self._unanswered_since),
-                size=self._size, last_readout_ms=self._readout[-1] if self._readout else 0.0)
+                size=self._size, slow=self._slow, since_slow=now - self._last_slow)
 
 
 def judge_camera(
@@ -309,9 +316,9 @@ def _doubts(numbers: Snapshot, topic: str, publishers: int, timeout: float,
     elif numbers.since_back < max(timeout, RATE_SECONDS):
         doubts.append(f'stamps on {topic} went back ({numbers.stamps_back} times): a bag that '
                       'starts again, a clock that was set, or a second publisher')
-    if smaller and numbers.size and numbers.last_readout_ms > SLOW_READOUT_MS:
-        doubts.append(f'maps of {numbers.size[0]}x{numbers.size[1]} take '
-                      f'{1e-3 * numbers.last_readout_ms:.1f} s a frame: {smaller}')
+    if smaller and numbers.slow and numbers.since_slow < max(timeout, RATE_SECONDS):
+        (width, height), readout_ms = numbers.slow
+        doubts.append(f'maps of {width}x{height} took {1e-3 * readout_ms:.1f} s: {smaller}')
     return doubts
 
 

@@ -282,7 +282,8 @@ class PerceptionNode(LifecycleNode):
                 now = 1e-9 * self.get_clock().now().nanoseconds
                 camera.statistics.frame_out(
                     now - pending.stamp, time.monotonic() - pending.received,
-                    result.network_ms, result.readout_ms, len(requests) > 1)
+                    result.network_ms, result.readout_ms, len(requests) > 1,
+                    (request.frame.width, request.frame.height))
                 unfinished.remove(pending)
 
     @contextmanager

@@ -300,9 +300,9 @@ def test_maps_that_take_long_are_told_with_a_cure_that_helps(ros, perception, mo
     ros.collect(Image, 'semantic/mask')
     node = perception(autostart=True).active()
     with stream(camera):
-        status = node.status('camera', lambda status: 'a frame: set output' in status.message)
+        status = node.status('camera', lambda status: 's: set output_size' in status.message)
         assert status.level == DiagnosticStatus.WARN
-        assert f'maps of {WIDTH}x{HEIGHT} take' in status.message
+        assert f'maps of {WIDTH}x{HEIGHT} took' in status.message
         assert node.set('output_size', 'network').successful
         node.status('camera', lambda status: status.level == DiagnosticStatus.OK)
 
