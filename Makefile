@@ -4,6 +4,8 @@ VENV ?= .venv
 OUT ?= out
 VIDEO ?=
 TESTS ?= test
+# Nodes, demos and benchmarks run one after the other: what they wait for has times.
+ALONE = test/nodes test/launch test/test_bench.py test/test_demo.py test/test_doctor.py
 
 # The interpreter of the environment, free of the mark that the ROS wheels of another
 # environment leave in this shell (they would not set up their library path).
@@ -45,7 +47,9 @@ test: venv-test
 	@echo '[test] running $(TESTS)'
 ifeq ($(TESTS),test)
 	@status=0; \
-	$(RUN)/python -m pytest test --ignore=test/training || status=1; \
+	$(RUN)/python -m pytest $(ALONE) || status=1; \
+	$(RUN)/python -m pytest test $(ALONE:%=--ignore=%) --ignore=test/training -n 2 \
+		--dist loadfile || status=1; \
 	$(RUN)/python -m pytest test/training -n 2 --dist loadfile || status=1; \
 	exit $$status
 else
