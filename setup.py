@@ -157,6 +157,7 @@ setup(
             'matplotlib>=3.6',
             'onnx>=1.16',
             'onnxscript',
+            'pillow>=9.1',
             'safetensors>=0.4',
             'scikit-learn',
             'scipy>=1.15',

@@ -23,17 +23,14 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
-import zlib
 
 import cv2
 import numpy as np
 from owseg_training.data.errors import DataError
 from owseg_training.data.label_sets import class_map, ClassMap, ClassSpec, label_set, label_set_of
+from PIL import Image
 
 VOID = 255
-_PNG = b'\x89PNG\r\n\x1a\n'
-# Types of colour in a PNG's header.
-_GREY, _PALETTE = b'\x00', b'\x03'
 
 
 @dataclass(frozen=True)
@@ -89,39 +86,17 @@ def read_label(path: Path) -> np.ndarray:
 def _read_ids(path: Path) -> np.ndarray | None:
     """Read a picture as it is stored, one with a palette as ids; None where that fails."""
     try:
-        data = path.read_bytes()
-    except OSError:
+        with Image.open(path) as picture:
+            if picture.mode != 'P':
+                return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            # OpenCV would give the colours of the palette.
+            ids, colors = np.array(picture), np.zeros((256, 3), np.uint8)
+            stored = np.reshape(picture.getpalette('RGB'), (-1, 3))
+    # Pillow raises the last two for some files that are damaged.
+    except (OSError, SyntaxError, ValueError):
         return None
-    grey, step = _palette_as_grey(data)
-    label = cv2.imdecode(np.frombuffer(grey, np.uint8), cv2.IMREAD_UNCHANGED) if grey else None
-    if label is None or step == 1:
-        return label
-    return label // step if step else np.ascontiguousarray(label[..., 0])
-
-
-def _palette_as_grey(data: bytes) -> tuple[bytes, int]:
-    """
-    Return a PNG with a palette as one of grey values, and by what these are its indices.
-
-    OpenCV gives the colours of a palette and not the indices. A file whose palette has nothing
-    but greys is returned as it is, with 0, and one without a palette with 1.
-    """
-    header, chunks, at = data[16:29], [data[:8]], 8
-    if data[:8] != _PNG or data[12:16] != b'IHDR' or header[9:10] != _PALETTE:
-        return data, 1
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at:at + 4], 'big')
-        kind, content = data[at + 4:at + 8], data[at + 8:end - 4]
-        if kind == b'PLTE' and content[::3] == content[1::3] == content[2::3]:
-            return data, 0
-        if kind == b'IHDR':
-            body = kind + header[:9] + _GREY + header[10:]
-            chunks.append(data[at:at + 4] + body + zlib.crc32(body).to_bytes(4, 'big'))
-        elif kind in (b'IDAT', b'IEND'):
-            chunks.append(data[at:end])
-        at = end
-    # Values of fewer bits are spread over 0 to 255.
-    return b''.join(chunks), 255 // (2 ** header[8] - 1) if header[8] in (1, 2, 4) else 1
+    colors[:len(stored)] = stored
+    return colors[ids, 0] if (colors == colors[:, :1]).all() else ids
 
 
 Decoder = Callable[[Path], np.ndarray]
