@@ -176,7 +176,7 @@ class PerceptionNode(LifecycleNode):
 
     @property
     def phase(self) -> str:
-        """Return unconfigured, building, warming, inactive, active or finalized."""
+        """Return unconfigured, building, warming, inactive, active, deactivating or finalized."""
         return self._phase
 
     @property
@@ -441,6 +441,9 @@ class PerceptionNode(LifecycleNode):
             return FAILED
 
     def _stop_work(self, timeout: float = 10.0) -> None:
+        if self._phase == 'active':
+            # A frame may take its time; no camera is missed meanwhile.
+            self._enter('deactivating')
         for camera in self._cameras.values():
             camera.input.close()
         if self._pipeline is not None and not self._pipeline.stop(timeout):

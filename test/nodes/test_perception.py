@@ -294,6 +294,34 @@ def test_a_network_that_does_not_return_is_told(ros, perception, monkeypatch):
     assert values_of(status)['frame_size'] == f'{WIDTH}x{HEIGHT}'
 
 
+def test_no_camera_is_missed_while_the_last_frame_is_finished(ros, perception):
+    camera = ImagePublisher(ros.client)
+    masks = ros.collect(Image, 'semantic/mask')
+    node = perception(autostart=True, no_frames_timeout=0.2).active()
+    run_network, begun, go_on = node.node._segmenter.run_network, *(
+        threading.Event() for _ in range(2))
+
+    def wait_and_run(*arguments):
+        begun.set()
+        go_on.wait(20.0)
+        return run_network(*arguments)
+
+    node.node._segmenter.run_network = wait_and_run
+    with stream(camera):
+        assert begun.wait(20.0)
+        ending = threading.Thread(target=node.node.trigger_deactivate)
+        ending.start()
+        node.status('engine', lambda status: values_of(status)['state'] == 'deactivating')
+        node.diagnostics.messages.clear()
+        wait_until(lambda: len(node.diagnostics.messages) > 5)
+        assert not any('camera' in status.name for array in node.diagnostics.messages
+                       for status in array.status)
+        go_on.set()
+        ending.join(20.0)
+        masks.first()
+        node.status('engine', lambda status: values_of(status)['state'] == 'inactive')
+
+
 def test_maps_that_take_long_are_told_with_a_cure_that_helps(ros, perception, monkeypatch):
     monkeypatch.setattr(diagnostics, 'SLOW_READOUT_MS', 0.0)
     camera = ImagePublisher(ros.client)
