@@ -107,6 +107,16 @@ def _sigmoid_row(row, out):
 
 
 @_inner
+def _not_finite(bits):
+    """Return 1 where any of the float32 of these bits is not finite, else 0."""
+    found = int32(0)
+    for x in range(len(bits)):
+        # What is not finite has all bits of the exponent.
+        found |= int32((bits[x] & int32(0x7f800000)) == int32(0x7f800000))
+    return found
+
+
+@_inner
 def _blend(first, second, share, out):
     """Write a row between two rows."""
     rest = float32(1) - share
@@ -361,6 +371,8 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
     """
     Write L of a band of rows and return how many queries were evaluated exactly, in all blocks.
 
+    Returns -1 and writes nothing of use where masks are not finite.
+
     masks: [N, h, w] mask logits. kept: [n], the queries that matter; weights: [n + 1, columns],
     S for them and a row of zeros. stakes [n, *], worst [n], tolerance: see readout.levels.Levels.
     same: masks have the size of L.
@@ -376,10 +388,14 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
     count, columns, rows, low = len(kept), len(levels), len(row_share), masks.shape[2]
     line0 = row_first[0]
     height = row_second[rows - 1] + 1 - line0
+    damaged = int32(0)
     for n in range(count):
         # As one row: what is left behind whole vectors takes long.
         lines_of = masks[kept[n]].reshape(-1)[line0 * low:(line0 + height) * low]
         _sigmoid_row(lines_of, sigmoid[n, :height * low])
+        damaged |= _not_finite(lines_of.view(np.int32))
+    if damaged:
+        return -1
     # All queries at low resolution.
     everyone = np.full(count + TOGETHER, count)
     everyone[:count] = np.arange(count)

@@ -150,6 +150,8 @@ class Levels:
     mask_logits: float [N, h, w]; matrix: float [N, columns], S; num_classes: how many of its
     columns, the first ones, are classes; tolerance: see the module's docstring, 0 evaluates every
     query that matters everywhere.
+
+    Raises ValueError on the way where mask logits that matter are not finite.
     """
 
     def __init__(self, plan: Plan, mask_logits: np.ndarray, matrix: np.ndarray,
@@ -239,6 +241,8 @@ class Levels:
             scratch.get('wide', (count, lines, block)),
             scratch.get('tile', (columns, together)),
             scratch.get('lines', (kernels.TOGETHER, together)))
+        if self._evaluated[j] < 0:
+            raise ValueError('mask logits must be finite')
         return levels
 
     def _resample(self, scratch: Scratch, levels: np.ndarray, j: int, start: int,

@@ -115,8 +115,9 @@ class Readout(ABC):
         by this call, None for a picture by itself; stamp: of the frame, seconds; query_weights:
         float [N, Q], not negative, and query_thresholds: float [Q], of at most 64 queries, None
         for none; score_regions: what anomalous regions answer to these, for which the anomaly
-        mask is made although no map shows it. Raises ValueError where shapes disagree,
-        ScoreError where the score needs what is missing. The values must be finite.
+        mask is made although no map shows it. Raises ValueError where shapes disagree or values
+        are not finite (those of tensors on a GPU are not looked at), ScoreError where the score
+        needs what is missing.
         """
         maps = check_maps(maps)
         check_shapes(mask_logits, probabilities, network_size, output_size)
@@ -179,7 +180,11 @@ class Readout(ABC):
 
 def check_shapes(mask_logits: Any, probabilities: np.ndarray, network_size: tuple[int, int],
                  output_size: tuple[int, int]) -> None:
-    """Raise ValueError where the shapes of a network's output disagree or sizes are empty."""
+    """
+    Raise ValueError where the shapes of a network's output disagree or sizes are empty.
+
+    Also where probabilities are not finite; the readout itself finds masks that are not.
+    """
     if mask_logits.ndim != 3 or probabilities.ndim != 2:
         raise ValueError(
             'expected mask logits [N, h, w] and class probabilities [N, K], not '
@@ -188,6 +193,8 @@ def check_shapes(mask_logits: Any, probabilities: np.ndarray, network_size: tupl
         raise ValueError(
             f'mask logits {tuple(mask_logits.shape)} and class probabilities '
             f'{probabilities.shape} must agree in their number of queries')
+    if not np.isfinite(probabilities).all():
+        raise ValueError('class probabilities must be finite')
     if not 1 <= probabilities.shape[1] <= UNKNOWN_ID:
         raise ValueError(
             f'a map holds 1 to {UNKNOWN_ID} classes, not {probabilities.shape[1]}')

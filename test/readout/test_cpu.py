@@ -308,3 +308,23 @@ def test_regions_raise_the_scores_inside_them(task, seed, count, threads, maps):
     if 'query_mask' in maps:
         agree = found.query_mask[same] == expected.query_mask[same]
         assert agree.mean() > 0.95
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('threads', [1, 2])
+def test_values_that_are_not_finite_are_an_error(value, threads):
+    readout = CpuReadout(threads=threads)
+    masks, probabilities = network(5, 6, 3, 40, 50, 6.0)
+    task = (160, 200), (160, 200), SETTINGS
+    expected = readout(masks, probabilities, *task)
+    for place in ((0, 0, 0), (2, 21, 30), (5, 39, 49)):
+        damaged = masks.copy()
+        damaged[place] = value
+        with pytest.raises(ValueError, match='mask logits must be finite'):
+            readout(damaged, probabilities, *task)
+    damaged = probabilities.copy()
+    damaged[4, 1] = value
+    with pytest.raises(ValueError, match='class probabilities must be finite'):
+        readout(masks, damaged, *task)
+    np.testing.assert_array_equal(
+        readout(masks, probabilities, *task).anomaly_score, expected.anomaly_score)
