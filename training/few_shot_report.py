@@ -16,10 +16,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from owseg_training.evaluate.tables import markdown_table, plain
 from owseg_training.open_world_report import spread
@@ -43,6 +43,8 @@ KINDS = {'URS': 'RAML, URS', 'masks': "RAML, the classifier's masks",
          'true regions': 'RAML, true regions'}
 
 Row = Mapping[str, Any]
+# From setting, shots and selection.
+Figure = Callable[[str, int, str], Optional[float]]
 
 
 def title(method: str) -> str:
@@ -85,9 +87,8 @@ class Rows:
         return spread([row[mean] for row in found if row is not None])
 
 
-def _claim(text: str, rows: Rows, first: Callable[..., float | None],
-           second: Callable[..., float | None], holds: Callable[[float], bool],
-           ) -> dict[str, Any] | None:
+def _claim(text: str, rows: Rows, first: Figure, second: Figure,
+           holds: Callable[[float], bool]) -> dict[str, Any] | None:
     """Count the cases in which the difference of two figures is as claimed."""
     found: dict[str, list[float]] = {}
     for case in rows.cases:
@@ -103,67 +104,65 @@ def _claim(text: str, rows: Rows, first: Callable[..., float | None],
                                   'difference': spread(part)} for name, part in found.items()}}
 
 
+def _value(rows: Rows, method: str, rule: str, mean: str = 'harmonic') -> Figure:
+    """Return what gives a mean of a method in a case."""
+    def found(setting: str, shots: int, selection: str) -> float | None:
+        row = rows.get(setting, shots, selection, method, rule)
+        return None if row is None else row[mean]
+    return found
+
+
+def _fewer(rows: Rows, method: str) -> Figure:
+    """Return what gives the harmonic mean of a method at the next smaller number of shots."""
+    def found(setting: str, shots: int, selection: str) -> float | None:
+        fewer = [count for count in rows.shots if count < shots]
+        return (_value(rows, method, CALIBRATED)(setting, max(fewer), selection) if fewer
+                else None)
+    return found
+
+
+def _comparisons(rows: Rows) -> Iterator[tuple[str, str, str]]:
+    """Yield what the paper claims at one threshold, and which method is then above which."""
+    for method in (MAIN, 'URS', 'masks', 'anomalous regions', 'true regions'):
+        yield f'{title(method)} beats pixels (NPM)', method, 'NPM'
+    yield 'MCA (K = 4) beats URS', MAIN, 'URS'
+    for other in rows.methods:
+        if other.startswith('mca_') and other not in LOSSES:
+            yield f'K = 4 beats K = {other.split("_")[1]}', MAIN, other
+    yield 'The losses L_split and L_inter help MCA', MAIN, 'mca_4_rec'
+    yield "MCA (K = 4) beats the classifier's masks", MAIN, 'masks'
+    yield 'Void as in the released code helps MCA (K = 4)', 'mca_4_void', MAIN
+    for method in (MAIN, 'anomalous regions'):
+        yield f'{title(method)} beats PLM all', method, 'PLM all'
+    yield 'Pixels (NPM) beat PLM all', 'NPM', 'PLM all'
+
+
 def claims(rows: Rows, baselines: Mapping[tuple[str, str], Row]) -> list[dict[str, Any]]:
     """
     Count in how many settings, shots and draws what the paper claims holds.
 
     The harmonic mean is compared, at the paper's threshold and at calibrated ones.
     """
-    def value(method: str, rule: str, mean: str = 'harmonic') -> Callable[..., float | None]:
-        def found(setting: str, shots: int, selection: str) -> float | None:
-            row = rows.get(setting, shots, selection, method, rule)
-            return None if row is None else row[mean]
-        return found
-
     def known(setting: str, shots: int, selection: str) -> float | None:
         return baselines[setting, 'known']['old'] if (setting, 'known') in baselines else None
 
-    def few(method: str) -> Callable[..., float | None]:
-        def found(setting: str, shots: int, selection: str) -> float | None:
-            fewer = [count for count in rows.shots if count < shots]
-            if not fewer:
-                return None
-            row = rows.get(setting, max(fewer), selection, method, CALIBRATED)
-            return None if row is None else row['harmonic']
-        return found
-
     higher, lower = (lambda d: d > 0), (lambda d: d < 0)
-    found = []
-    for rule, where in ((PAPER, 'threshold 0.8'), (CALIBRATED, 'calibrated thresholds')):
-        for method in (MAIN, 'URS', 'masks', 'anomalous regions', 'true regions'):
-            found.append(_claim(f'{title(method)} beats pixels (NPM), {where}', rows,
-                                value(method, rule), value('NPM', rule), higher))
-        found.append(_claim(f'MCA (K = 4) beats URS, {where}', rows, value(MAIN, rule),
-                            value('URS', rule), higher))
-        for other in rows.methods:
-            if other.startswith('mca_') and other not in LOSSES:
-                found.append(_claim(
-                    f'K = 4 beats K = {other.split("_")[1]}, {where}', rows, value(MAIN, rule),
-                    value(other, rule), higher))
-        found.append(_claim(f'The losses L_split and L_inter help MCA, {where}', rows,
-                            value(MAIN, rule), value('mca_4_rec', rule), higher))
-        found.append(_claim(
-            f"MCA (K = 4) beats the classifier's masks, {where}", rows, value(MAIN, rule),
-            value('masks', rule), higher))
-        found.append(_claim(
-            f'Void as in the released code helps MCA (K = 4), {where}', rows,
-            value('mca_4_void', rule), value(MAIN, rule), higher))
-        for method in (MAIN, 'anomalous regions'):
-            found.append(_claim(f'{title(method)} beats PLM all, {where}', rows,
-                                value(method, rule), value('PLM all', rule), higher))
-        found.append(_claim(f'Pixels (NPM) beat PLM all, {where}', rows, value('NPM', rule),
-                            value('PLM all', rule), higher))
+    found = [
+        _claim(f'{text}, {where}', rows, _value(rows, one, rule), _value(rows, other, rule),
+               higher)
+        for rule, where in ((PAPER, 'threshold 0.8'), (CALIBRATED, 'calibrated thresholds'))
+        for text, one, other in _comparisons(rows)]
     for method in (MAIN, 'anomalous regions', 'NPM'):
         found.append(_claim(f'Calibrated thresholds beat 0.8, {title(method)}', rows,
-                            value(method, CALIBRATED), value(method, PAPER), higher))
+                            _value(rows, method, CALIBRATED), _value(rows, method, PAPER), higher))
     for method in (MAIN, 'anomalous regions', 'NPM', 'PLM all'):
         found.append(_claim(f'More shots are better, {title(method)}', rows,
-                            value(method, CALIBRATED), few(method), higher))
+                            _value(rows, method, CALIBRATED), _fewer(rows, method), higher))
     found.append(_claim('FT forgets: mIoU of old classes against the network before', rows,
-                        value('FT', '', 'old'), known, lower))
+                        _value(rows, 'FT', '', 'old'), known, lower))
     for method in ('PLM latest', 'PLM all', MAIN, 'anomalous regions', 'NPM'):
         found.append(_claim(f'Old classes lose by {title(method)}', rows,
-                            value(method, CALIBRATED, 'old'), known, lower))
+                            _value(rows, method, CALIBRATED, 'old'), known, lower))
     return [claim for claim in found if claim is not None]
 
 
