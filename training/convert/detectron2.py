@@ -23,7 +23,7 @@ from typing import Any
 from owseg_training.config import NetworkConfig
 from owseg_training.convert.settings import ConvertError, Settings
 from owseg_training.convert.weights import (
-    build, fill, POINTS, renamed, RESNETS, Rules, Shapes, STRIDES)
+    build, fill, renamed, RESNETS, Rules, Shapes, STRIDES)
 from owseg_training.network import MaskClassifier
 from owseg_training.weights import state_tensors
 import torch
@@ -72,6 +72,16 @@ _RULES: Rules = (
 )
 # What carries no weight of the network: the loss's class weights, constants of the
 # preprocessing, indices that follow from the window, counters.
+# The official code has 1024 for encoder_feedforward_dim, whatever its configuration says.
+_DECODERS = {
+    'feature_size': 'MODEL.SEM_SEG_HEAD.CONVS_DIM',
+    'hidden_dim': 'MODEL.MASK_FORMER.HIDDEN_DIM',
+    'decoder_layers': 'MODEL.MASK_FORMER.DEC_LAYERS',
+    'encoder_layers': 'MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS',
+    'mask_dim': 'MODEL.SEM_SEG_HEAD.MASK_DIM',
+    'feedforward_dim': 'MODEL.MASK_FORMER.DIM_FEEDFORWARD',
+    'queries': 'MODEL.MASK_FORMER.NUM_OBJECT_QUERIES',
+    'heads': 'MODEL.MASK_FORMER.NHEADS'}
 _NO_WEIGHT = re.compile(r'^criterion\.empty_weight$|^pixel_(mean|std)$|'
                         r'\.(relative_position_index|attn_mask|num_batches_tracked)$')
 
@@ -175,48 +185,12 @@ def from_detectron2(state_dict: Mapping[str, Any], config: Mapping[str, Any]) ->
             raise ConvertError(f'detectron2 {key} is {features}; all of '
                                f'{sorted(FEATURES)} are needed')
     shapes = Shapes(state, _sources, settings)
-    side, number = shapes.side, shapes.number
     backbone, strides = _backbone(shapes), _encoder_strides(shapes)
-    query, offsets = ('transformer_decoder.query_feat.weight',
-                      'pixel_decoder.encoder.0.attention.sampling_offsets.weight')
-    convs_dim = number('MODEL.SEM_SEG_HEAD.CONVS_DIM', side('pixel_decoder.level_embed', 1),
-                       'pixel_decoder.level_embed', 256)
-    hidden_dim = number('MODEL.MASK_FORMER.HIDDEN_DIM', side(query, 1), query, 256)
-    layers = number(
-        'MODEL.MASK_FORMER.DEC_LAYERS', None if side(query) is None else 1 + shapes.count(
-            *(f'transformer_decoder.layers.{{}}.linear{part}.weight' for part in (1, 2))),
-        'transformer_decoder.layers.0.linear1.weight', 10)
-    if layers < 1:
-        raise ConvertError(f'detectron2 MODEL.MASK_FORMER.DEC_LAYERS is {layers}; the prediction '
-                           'of the learnable queries counts, so it is 1 at least')
-    encoder_layers = number(
-        'MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS',
-        None if side('pixel_decoder.level_embed') is None else shapes.count(
-            *(f'pixel_decoder.encoder.{{}}.linear{part}.weight' for part in (1, 2))),
-        'pixel_decoder.encoder.0.linear1.weight', 6)
-    outputs = side(offsets)
-    heads = number('MODEL.MASK_FORMER.NHEADS', outputs and outputs // (
-        2 * POINTS * (side('pixel_decoder.level_embed') or len(strides))), offsets, 8)
-    mask_dim = number('MODEL.SEM_SEG_HEAD.MASK_DIM', side('pixel_decoder.mask_features.weight'),
-                      'pixel_decoder.mask_features.weight', 256)
-    feedforward_dim = number(
-        'MODEL.MASK_FORMER.DIM_FEEDFORWARD', side('transformer_decoder.layers.0.linear1.weight'),
-        'transformer_decoder.layers.0.linear1.weight', 2048)
-    queries = number('MODEL.MASK_FORMER.NUM_OBJECT_QUERIES', side(query), query, 100)
-    rows = side('transformer_decoder.class_embed.weight')
-    num_classes = number('MODEL.SEM_SEG_HEAD.NUM_CLASSES', rows and rows - 1,
-                         'transformer_decoder.class_embed.weight', 19)
-    shapes.check()
-    if convs_dim != hidden_dim:
-        raise ConvertError(f'detectron2 MODEL.SEM_SEG_HEAD.CONVS_DIM {convs_dim} differs from '
-                           f'MODEL.MASK_FORMER.HIDDEN_DIM {hidden_dim}')
-    network = build(NetworkConfig(
-        **backbone, pixel_decoder='msdeform', encoder_layers=encoder_layers,
-        encoder_points=POINTS, encoder_strides=strides, attention_strides=list(strides),
-        # 1024 in the official code whatever the configuration says; small networks differ.
-        encoder_feedforward_dim=side('pixel_decoder.encoder.0.linear1.weight') or 1024,
-        hidden_dim=hidden_dim, mask_dim=mask_dim, heads=heads, feedforward_dim=feedforward_dim,
-        queries=queries, decoder_layers=layers - 1, pixel_classifier=False), num_classes)
+    class_embed = 'transformer_decoder.class_embed.weight'
+    rows = shapes.side(class_embed)
+    num_classes = shapes.number('MODEL.SEM_SEG_HEAD.NUM_CLASSES', rows and rows - 1,
+                                class_embed, 19)
+    network = build(NetworkConfig(**backbone, **shapes.decoders(_DECODERS, strides)), num_classes)
     fill(network, state, _sources, 'the detectron2 checkpoint')
     if settings.get('INPUT.FORMAT', 'RGB') == 'BGR':
         first = (network.backbone.patch_embed.proj if hasattr(network.backbone, 'patch_embed')

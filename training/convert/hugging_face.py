@@ -23,7 +23,7 @@ from typing import Any
 from owseg_training.config import NetworkConfig
 from owseg_training.convert.settings import ConvertError, Settings
 from owseg_training.convert.weights import (
-    build, fill, POINTS, renamed, RESNETS, Rules, Shapes, Sources, STRIDES)
+    build, fill, renamed, RESNETS, Rules, Shapes, Sources, STRIDES)
 from owseg_training.network import MaskClassifier
 from owseg_training.weights import read_weights
 import timm
@@ -258,6 +258,11 @@ def _timm(shapes: Shapes) -> dict[str, Any]:
     return {'backbone': name}
 
 
+_DECODERS = {
+    'feature_size': 'feature_size', 'hidden_dim': 'hidden_dim', 'decoder_layers': 'decoder_layers',
+    'encoder_layers': 'encoder_layers', 'encoder_feedforward_dim': 'encoder_feedforward_dim',
+    'mask_dim': 'mask_feature_size', 'feedforward_dim': 'dim_feedforward',
+    'queries': 'num_queries', 'heads': 'num_attention_heads'}
 _BACKBONES = {'swin': _swin, 'resnet': _resnet, 'timm_backbone': _timm}
 
 
@@ -285,46 +290,14 @@ def from_hugging_face(folder: str | Path) -> MaskClassifier:
         raise ConvertError(str(error)) from error
     kind = _kind(settings, state)
     shapes = Shapes(state, _sources(kind), settings)
-    side, number = shapes.side, shapes.number
     backbone = _BACKBONES[kind](shapes)
-    strides = list(STRIDES[:side('pixel_decoder.level_embed') or 3])
-    query, hidden, offsets = (
-        'transformer_decoder.query_feat.weight', 'pixel_decoder.encoder.0.linear1.weight',
-        'pixel_decoder.encoder.0.attention.sampling_offsets.weight')
-    hidden_dim = number('hidden_dim', side(query, 1), query, 256)
-    feature_size = number('feature_size', side('pixel_decoder.level_embed', 1),
-                          'pixel_decoder.level_embed', 256)
-    layers = number(
-        'decoder_layers', None if side(query) is None else 1 + shapes.count(
-            *(f'transformer_decoder.layers.{{}}.linear{part}.weight' for part in (1, 2))),
-        'transformer_decoder.layers.0.linear1.weight', 10)
-    encoder_layers = number(
-        'encoder_layers', None if side('pixel_decoder.level_embed') is None else shapes.count(
-            *(f'pixel_decoder.encoder.{{}}.linear{part}.weight' for part in (1, 2))), hidden, 6)
-    encoder_feedforward_dim = number('encoder_feedforward_dim', side(hidden), hidden, 1024)
-    mask_dim = number('mask_feature_size', side('pixel_decoder.mask_features.weight'),
-                      'pixel_decoder.mask_features.weight', 256)
-    feedforward_dim = number(
-        'dim_feedforward', side('transformer_decoder.layers.0.linear1.weight'),
-        'transformer_decoder.layers.0.linear1.weight', 2048)
-    queries = number('num_queries', side(query), query, 100)
-    outputs = side(offsets)
-    heads = number('num_attention_heads',
-                   outputs and outputs // (2 * POINTS * len(strides)), offsets, 8)
-    classes = side('transformer_decoder.class_embed.weight')
+    strides = STRIDES[:shapes.side('pixel_decoder.level_embed') or 3]
+    classes = shapes.side('transformer_decoder.class_embed.weight')
     labels = settings.get('id2label', {})
     if labels and classes and len(labels) != classes - 1:
         raise ConvertError(f'{settings.where} id2label has {len(labels)} classes, but '
                            f'class_predictor.weight has {classes} rows, one of them for no object')
-    shapes.check()
-    if feature_size != hidden_dim:
-        raise ConvertError(f'{settings.where} feature_size differs from hidden_dim {hidden_dim}')
-    config = NetworkConfig(
-        **backbone, pixel_decoder='msdeform', encoder_strides=strides,
-        attention_strides=list(strides), encoder_layers=encoder_layers,
-        encoder_feedforward_dim=encoder_feedforward_dim, hidden_dim=hidden_dim,
-        encoder_points=POINTS, mask_dim=mask_dim, heads=heads, feedforward_dim=feedforward_dim,
-        queries=queries, decoder_layers=layers - 1, pixel_classifier=False)
+    config = NetworkConfig(**backbone, **shapes.decoders(_DECODERS, strides))
     network = build(config, classes - 1 if classes else len(labels) or 2)
     fill(network, state, shapes.sources, str(folder))
     return network.eval()

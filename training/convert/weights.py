@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
 import re
 from typing import Any
@@ -75,14 +75,15 @@ class Shapes:
             self.sources(key.format(index))[0] in self.state for key in keys)]
         return present[-1] + 1 if present else 0
 
-    def number(self, key: str, found: Any, ours: str | Sequence[str], default: Any) -> Any:
+    def number(self, key: str | None, found: Any, ours: str | Sequence[str],
+               default: Any) -> Any:
         """
         Return the configuration's value of a key, else the found one, else the default.
 
-        found: what the shapes say, None where they do not; ours: our key that says it, or one
-        for each element of a list.
+        key: None where the configuration does not say it; found: what the shapes say, None where
+        they do not; ours: our key that says it, or one for each element of a list.
         """
-        if not self.settings.has(key):
+        if key is None or not self.settings.has(key):
             return default if found is None else found
         stated = self.settings.get(key, default)
         if found is not None and stated != found:
@@ -99,6 +100,53 @@ class Shapes:
         if self._contradictions:
             raise ConvertError(f'{self.settings.where} does not describe the weights: '
                                + '; '.join(self._contradictions))
+
+    def decoders(self, keys: Mapping[str, str], strides: Sequence[int]) -> dict[str, Any]:
+        """
+        Return what NetworkConfig says of the pixel decoder and the transformer decoder.
+
+        keys: the configuration's, of hidden_dim; feature_size, the channels of the encoder, which
+        must be as many; encoder_layers; encoder_feedforward_dim, where it is said; mask_dim;
+        feedforward_dim; queries; heads; and decoder_layers, of which one is the prediction of the
+        learnable queries.  strides: of the encoder's levels.
+        Raises ConvertError as check does, and where these numbers describe no network.
+        """
+        levels, query = 'pixel_decoder.level_embed', 'transformer_decoder.query_feat.weight'
+        encoder, decoder, masks, offsets = (
+            'pixel_decoder.encoder.0.linear1.weight',
+            'transformer_decoder.layers.0.linear1.weight', 'pixel_decoder.mask_features.weight',
+            'pixel_decoder.encoder.0.attention.sampling_offsets.weight')
+        places = 2 * POINTS * (self.side(levels) or len(strides))
+        outputs = self.side(offsets)
+        found = {
+            'feature_size': (self.side(levels, 1), levels, 256),
+            'hidden_dim': (self.side(query, 1), query, 256),
+            'decoder_layers': (None if self.side(query) is None else
+                               1 + self._layers('transformer_decoder.layers'), decoder, 10),
+            'encoder_layers': (None if self.side(levels) is None else
+                               self._layers('pixel_decoder.encoder'), encoder, 6),
+            'encoder_feedforward_dim': (self.side(encoder), encoder, 1024),
+            'mask_dim': (self.side(masks), masks, 256),
+            'feedforward_dim': (self.side(decoder), decoder, 2048),
+            'queries': (self.side(query), query, 100),
+            'heads': (outputs and outputs // places, offsets, 8)}
+        numbers = {name: self.number(keys.get(name), *value) for name, value in found.items()}
+        where, layers = self.settings.where, numbers['decoder_layers']
+        if layers < 1:
+            raise ConvertError(f'{where} {keys["decoder_layers"]} is {layers}; the prediction of '
+                               'the learnable queries counts, so it is 1 at least')
+        self.check()
+        channels = numbers.pop('feature_size')
+        if channels != numbers['hidden_dim']:
+            raise ConvertError(f'{where} {keys["feature_size"]} {channels} differs from '
+                               f'{keys["hidden_dim"]} {numbers["hidden_dim"]}')
+        return {**numbers, 'decoder_layers': layers - 1, 'pixel_decoder': 'msdeform',
+                'encoder_points': POINTS, 'encoder_strides': list(strides),
+                'attention_strides': list(strides), 'pixel_classifier': False}
+
+    def _layers(self, name: str) -> int:
+        """Return how many layers of that name there are."""
+        return self.count(*(f'{name}.{{}}.linear{part}.weight' for part in (1, 2)))
 
     def swin(self, prefix: str, keys: dict[str, str], defaults: dict[str, Any],
              ) -> dict[str, Any]:
