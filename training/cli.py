@@ -54,6 +54,17 @@ def _training_config(options: argparse.Namespace) -> Config:
     return config
 
 
+def _add_training_options(stage: argparse.ArgumentParser) -> None:
+    stage.add_argument('--data', help=DATA_HELP)
+    stage.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
+    stage.add_argument('--autocast', choices=('off', 'bf16', 'fp16'),
+                       help='override the type that the network computes in')
+    stage.add_argument('--accumulate', type=_positive, metavar='N',
+                       help='override: compute each step in N parts, for less memory')
+    stage.add_argument('--iterations', type=_positive, help='override the length of the schedule')
+    stage.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
+
+
 def _closed_set(options: argparse.Namespace) -> None:
     from owseg_training import distributed
     from owseg_training.closed_set import ClosedSetTraining
@@ -64,6 +75,16 @@ def _closed_set(options: argparse.Namespace) -> None:
                           options.device).run()
     finally:
         distributed.leave()
+
+
+def _add_closed_set(stages: argparse._SubParsersAction) -> None:
+    closed = stages.add_parser('closed-set', help='train a mask classifier; resumes if killed')
+    closed.add_argument('--config', default='camvid_small', help='recipe name or YAML path')
+    closed.add_argument('--out', type=Path, help='folder of the run (default: runs/ and the '
+                                                 'name of the recipe)')
+    closed.add_argument('--pretrained', help=PRETRAINED_HELP)
+    _add_training_options(closed)
+    closed.set_defaults(run_command=_closed_set)
 
 
 def _outliers(options: argparse.Namespace) -> None:
@@ -79,6 +100,24 @@ def _outliers(options: argparse.Namespace) -> None:
         training.run()
     finally:
         distributed.leave()
+
+
+def _add_outliers(stages: argparse._SubParsersAction) -> None:
+    outliers = stages.add_parser('outliers', help='fine-tune a run with outlier supervision')
+    outliers.add_argument('--start', type=Path, required=True, help='folder of the trained run')
+    outliers.add_argument('--config', default='camvid_small_outliers', help='recipe name or path')
+    outliers.add_argument('--out', type=Path, required=True, help='folder of the new run')
+    outliers.add_argument('--cutouts', help='override: cutouts (of the data folder), coco, or '
+                          'a folder of RGBA pictures')
+    outliers.add_argument('--categories', nargs='+', metavar='NAME',
+                          help='override: paste objects of these categories only')
+    outliers.add_argument('--loss', help='override: squared_hinge, mse, l1, bce, kl, '
+                          'pebal, densehybrid, uno')
+    outliers.add_argument('--trainable', nargs='+', metavar='PART',
+                          help='override: mlp_and_linear, transformer_decoder, pixel_decoder, '
+                               'all, or parts of the transformer decoder')
+    _add_training_options(outliers)
+    outliers.set_defaults(run_command=_outliers)
 
 
 def _grounding(options: argparse.Namespace) -> None:
@@ -101,6 +140,23 @@ def _grounding(options: argparse.Namespace) -> None:
         distributed.leave()
 
 
+def _add_grounding(stages: argparse._SubParsersAction) -> None:
+    grounding = stages.add_parser('grounding', help='train region embeddings that follow words')
+    grounding.add_argument('--start', type=Path, required=True, help='folder of the trained run')
+    grounding.add_argument('--config', default='camvid_small_grounding',
+                           help='recipe name or path')
+    grounding.add_argument('--out', type=Path, required=True, help='folder of the new run')
+    grounding.add_argument('--text-encoder', help='folder of owseg-train text-encoder (default: '
+                                                  'the installed one, owseg text-encoder)')
+    grounding.add_argument('--trainable', nargs='+', metavar='PART',
+                           help='override: region_head, all, or other parts of the network')
+    grounding.add_argument('--captions', metavar='FOLDER',
+                           help='override: learn from images/<name>.* with captions.json and, '
+                                'where masks learn too, regions/<name>.png')
+    _add_training_options(grounding)
+    grounding.set_defaults(run_command=_grounding)
+
+
 def _metric(options: argparse.Namespace) -> None:
     from owseg_training import distributed
     from owseg_training.metric import MetricTraining
@@ -113,6 +169,17 @@ def _metric(options: argparse.Namespace) -> None:
         training.run()
     finally:
         distributed.leave()
+
+
+def _add_metric(stages: argparse._SubParsersAction) -> None:
+    metric = stages.add_parser('metric', help='train embeddings that tell regions apart, to teach '
+                                              'classes by example')
+    metric.add_argument('--start', type=Path, required=True,
+                        help='folder of the trained run, or of a bundle')
+    metric.add_argument('--config', default='camvid_small_metric', help='recipe name or path')
+    metric.add_argument('--out', type=Path, required=True, help='folder of the new run')
+    _add_training_options(metric)
+    metric.set_defaults(run_command=_metric)
 
 
 def _mca(options: argparse.Namespace) -> None:
@@ -130,6 +197,18 @@ def _mca(options: argparse.Namespace) -> None:
         training.run(validate_every=None if training.frozen else 500)
     finally:
         distributed.leave()
+
+
+def _add_mca(stages: argparse._SubParsersAction) -> None:
+    mca = stages.add_parser('mca', help='train channels that over-segment what no class explains')
+    mca.add_argument('--start', type=Path, required=True, help='folder of the trained run')
+    mca.add_argument('--config', default='camvid_small_mca', help='recipe name or path')
+    mca.add_argument('--out', type=Path, required=True, help='folder of the new run')
+    mca.add_argument('--channels', type=int, metavar='K', help='override the number of channels')
+    mca.add_argument('--trainable', nargs='+', metavar='PART',
+                     help='override: meta_head, all, or other parts of the network')
+    _add_training_options(mca)
+    mca.set_defaults(run_command=_mca)
 
 
 def _prototypes(options: argparse.Namespace) -> None:
@@ -227,6 +306,21 @@ def _sweep(options: argparse.Namespace) -> None:
     print(markdown(report))
 
 
+def _add_sweep(stages: argparse._SubParsersAction) -> None:
+    sweep = stages.add_parser('sweep', help='vary one setting: runs, a table and a picture')
+    sweep.add_argument('name', help='a sweep of training/recipes/sweeps, or a YAML path')
+    sweep.add_argument('--out', type=Path, required=True, help='folder of the runs')
+    sweep.add_argument('--seeds', type=int, nargs='+', default=[0],
+                       help='a run of every value for each of them')
+    sweep.add_argument('--start', type=Path,
+                       help='trained run to fine-tune (default: made from its recipe)')
+    sweep.add_argument('--pretrained', help=PRETRAINED_HELP)
+    sweep.add_argument('--data', help=DATA_HELP)
+    sweep.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
+    sweep.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
+    sweep.set_defaults(run_command=_sweep)
+
+
 def _open_world(options: argparse.Namespace) -> None:
     from owseg_training.open_world import Plan, run
     from owseg_training.open_world_report import markdown
@@ -281,12 +375,52 @@ def _export(options: argparse.Namespace) -> None:
           f'({bundle.anomaly.operating_point})')
 
 
+def _add_export(stages: argparse._SubParsersAction) -> None:
+    export = stages.add_parser('export', help='write a bundle: ONNX, manifest, model card')
+    export.add_argument('run', type=Path, help='folder of a training, or of owseg-train convert')
+    export.add_argument('--out', type=Path, required=True, help='folder of the bundle')
+    export.add_argument('--data', help=DATA_HELP)
+    export.add_argument('--check-frames', type=int, default=4,
+                        help='frames on which ONNX must equal torch: of a data set, else of the '
+                             'procedural street')
+    export.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
+                        help="input of the network, multiples of 32 (default: the run's)")
+    export.add_argument('--batch', type=_batch, metavar='N',
+                        help='fixed batch size, or dynamic (default)')
+    export.add_argument('--precision', choices=('fp32', 'fp16', 'int8'), default='fp32',
+                        help='of the weights and the arithmetic')
+    export.add_argument('--calibration-frames', type=int, default=32,
+                        help='int8: frames for the ranges of activations')
+    export.add_argument('--int8-runtime', choices=('onnxruntime', 'tensorrt'),
+                        default='onnxruntime', help='int8: whose rules to follow')
+    export.add_argument('--text-encoder', default='',
+                        help='with region embeddings: folder of the encoder they learned from '
+                             '(default: the installed one, owseg text-encoder)')
+    export.add_argument('--torch', action='store_true',
+                        help='also write the network as a torch.export program, for the engine '
+                             'torch')
+    export.add_argument('--before', type=Path,
+                        help='bundle before outlier supervision, for the model card')
+    export.set_defaults(run_command=_export)
+
+
 def _torch_program(options: argparse.Namespace) -> None:
     from owseg_training.bundle_program import add_program
 
     bundle = add_program(options.bundle, options.config, options.out, options.data)
     print(f'wrote {bundle.path}: {bundle.program.name} differs from {bundle.network.name} by '
           f'{max(bundle.figures["program_parity"].values()):.1e}')
+
+
+def _add_torch_program(stages: argparse._SubParsersAction) -> None:
+    program = stages.add_parser('torch-program', help='give a bundle whose run is gone a program '
+                                                      'for the engine torch')
+    program.add_argument('bundle', type=Path, help='its folder')
+    program.add_argument('--config', required=True,
+                         help='recipe that its network was first trained with, name or path')
+    program.add_argument('--out', type=Path, required=True, help='folder of the new bundle')
+    program.add_argument('--data', help=DATA_HELP)
+    program.set_defaults(run_command=_torch_program)
 
 
 def _calibrate(options: argparse.Namespace) -> None:
@@ -599,140 +733,7 @@ def _convert(options: argparse.Namespace) -> None:
     print(f'wrote {written}')
 
 
-def _add_training_options(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument('--data', help=DATA_HELP)
-    stage.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
-    stage.add_argument('--autocast', choices=('off', 'bf16', 'fp16'),
-                       help='override the type that the network computes in')
-    stage.add_argument('--accumulate', type=_positive, metavar='N',
-                       help='override: compute each step in N parts, for less memory')
-    stage.add_argument('--iterations', type=_positive, help='override the length of the schedule')
-    stage.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = Parser(prog='owseg-train', description=__doc__)
-    stages = parser.add_subparsers(dest='command', required=True)
-
-    closed = stages.add_parser('closed-set', help='train a mask classifier; resumes if killed')
-    closed.add_argument('--config', default='camvid_small', help='recipe name or YAML path')
-    closed.add_argument('--out', type=Path, help='folder of the run (default: runs/ and the '
-                                                 'name of the recipe)')
-    closed.add_argument('--pretrained', help=PRETRAINED_HELP)
-    _add_training_options(closed)
-    closed.set_defaults(run_command=_closed_set)
-
-    outliers = stages.add_parser('outliers', help='fine-tune a run with outlier supervision')
-    outliers.add_argument('--start', type=Path, required=True, help='folder of the trained run')
-    outliers.add_argument('--config', default='camvid_small_outliers', help='recipe name or path')
-    outliers.add_argument('--out', type=Path, required=True, help='folder of the new run')
-    outliers.add_argument('--cutouts', help='override: cutouts (of the data folder), coco, or '
-                          'a folder of RGBA pictures')
-    outliers.add_argument('--categories', nargs='+', metavar='NAME',
-                          help='override: paste objects of these categories only')
-    outliers.add_argument('--loss', help='override: squared_hinge, mse, l1, bce, kl, '
-                          'pebal, densehybrid, uno')
-    outliers.add_argument('--trainable', nargs='+', metavar='PART',
-                          help='override: mlp_and_linear, transformer_decoder, pixel_decoder, '
-                               'all, or parts of the transformer decoder')
-    _add_training_options(outliers)
-    outliers.set_defaults(run_command=_outliers)
-
-    grounding = stages.add_parser('grounding', help='train region embeddings that follow words')
-    grounding.add_argument('--start', type=Path, required=True, help='folder of the trained run')
-    grounding.add_argument('--config', default='camvid_small_grounding',
-                           help='recipe name or path')
-    grounding.add_argument('--out', type=Path, required=True, help='folder of the new run')
-    grounding.add_argument('--text-encoder', help='folder of owseg-train text-encoder (default: '
-                                                  'the installed one, owseg text-encoder)')
-    grounding.add_argument('--trainable', nargs='+', metavar='PART',
-                           help='override: region_head, all, or other parts of the network')
-    grounding.add_argument('--captions', metavar='FOLDER',
-                           help='override: learn from images/<name>.* with captions.json and, '
-                                'where masks learn too, regions/<name>.png')
-    _add_training_options(grounding)
-    grounding.set_defaults(run_command=_grounding)
-    _add_pseudo_masks(stages)
-
-    metric = stages.add_parser('metric', help='train embeddings that tell regions apart, to teach '
-                                              'classes by example')
-    metric.add_argument('--start', type=Path, required=True,
-                        help='folder of the trained run, or of a bundle')
-    metric.add_argument('--config', default='camvid_small_metric', help='recipe name or path')
-    metric.add_argument('--out', type=Path, required=True, help='folder of the new run')
-    _add_training_options(metric)
-    metric.set_defaults(run_command=_metric)
-
-    mca = stages.add_parser('mca', help='train channels that over-segment what no class explains')
-    mca.add_argument('--start', type=Path, required=True, help='folder of the trained run')
-    mca.add_argument('--config', default='camvid_small_mca', help='recipe name or path')
-    mca.add_argument('--out', type=Path, required=True, help='folder of the new run')
-    mca.add_argument('--channels', type=int, metavar='K', help='override the number of channels')
-    mca.add_argument('--trainable', nargs='+', metavar='PART',
-                     help='override: meta_head, all, or other parts of the network')
-    _add_training_options(mca)
-    mca.set_defaults(run_command=_mca)
-    _add_prototypes(stages)
-
-    sweep = stages.add_parser('sweep', help='vary one setting: runs, a table and a picture')
-    sweep.add_argument('name', help='a sweep of training/recipes/sweeps, or a YAML path')
-    sweep.add_argument('--out', type=Path, required=True, help='folder of the runs')
-    sweep.add_argument('--seeds', type=int, nargs='+', default=[0],
-                       help='a run of every value for each of them')
-    sweep.add_argument('--start', type=Path,
-                       help='trained run to fine-tune (default: made from its recipe)')
-    sweep.add_argument('--pretrained', help=PRETRAINED_HELP)
-    sweep.add_argument('--data', help=DATA_HELP)
-    sweep.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
-    sweep.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
-    sweep.set_defaults(run_command=_sweep)
-
-    _add_open_world(stages)
-    _add_few_shot(stages)
-
-    export = stages.add_parser('export', help='write a bundle: ONNX, manifest, model card')
-    export.add_argument('run', type=Path, help='folder of a training, or of owseg-train convert')
-    export.add_argument('--out', type=Path, required=True, help='folder of the bundle')
-    export.add_argument('--data', help=DATA_HELP)
-    export.add_argument('--check-frames', type=int, default=4,
-                        help='frames on which ONNX must equal torch: of a data set, else of the '
-                             'procedural street')
-    export.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT',
-                        help="input of the network, multiples of 32 (default: the run's)")
-    export.add_argument('--batch', type=_batch, metavar='N',
-                        help='fixed batch size, or dynamic (default)')
-    export.add_argument('--precision', choices=('fp32', 'fp16', 'int8'), default='fp32',
-                        help='of the weights and the arithmetic')
-    export.add_argument('--calibration-frames', type=int, default=32,
-                        help='int8: frames for the ranges of activations')
-    export.add_argument('--int8-runtime', choices=('onnxruntime', 'tensorrt'),
-                        default='onnxruntime', help='int8: whose rules to follow')
-    export.add_argument('--text-encoder', default='',
-                        help='with region embeddings: folder of the encoder they learned from '
-                             '(default: the installed one, owseg text-encoder)')
-    export.add_argument('--torch', action='store_true',
-                        help='also write the network as a torch.export program, for the engine '
-                             'torch')
-    export.add_argument('--before', type=Path,
-                        help='bundle before outlier supervision, for the model card')
-    export.set_defaults(run_command=_export)
-
-    program = stages.add_parser('torch-program', help='give a bundle whose run is gone a program '
-                                                      'for the engine torch')
-    program.add_argument('bundle', type=Path, help='its folder')
-    program.add_argument('--config', required=True,
-                         help='recipe that its network was first trained with, name or path')
-    program.add_argument('--out', type=Path, required=True, help='folder of the new bundle')
-    program.add_argument('--data', help=DATA_HELP)
-    program.set_defaults(run_command=_torch_program)
-
-    _add_text_encoder(stages)
-    _add_calibrate(stages)
-    _add_evaluate(stages)
-    _add_evaluate_language(stages)
-    add_analyse(stages)
-
+def _add_convert(stages: argparse._SubParsersAction) -> None:
     convert = stages.add_parser('convert', help='take over a checkpoint from outside')
     convert.add_argument('checkpoint', type=Path,
                          help='detectron2 or timm: file of weights; hugging-face, bundle: folder')
@@ -749,6 +750,30 @@ def build_parser() -> argparse.ArgumentParser:
                          help='WIDTHxHEIGHT that the network is to run at')
     convert.add_argument('--classes', type=Path, help='text file with one class name a line')
     convert.set_defaults(run_command=_convert)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    parser = Parser(prog='owseg-train', description=__doc__)
+    stages = parser.add_subparsers(dest='command', required=True)
+    _add_closed_set(stages)
+    _add_outliers(stages)
+    _add_grounding(stages)
+    _add_pseudo_masks(stages)
+    _add_metric(stages)
+    _add_mca(stages)
+    _add_prototypes(stages)
+    _add_sweep(stages)
+    _add_open_world(stages)
+    _add_few_shot(stages)
+    _add_export(stages)
+    _add_torch_program(stages)
+    _add_text_encoder(stages)
+    _add_calibrate(stages)
+    _add_evaluate(stages)
+    _add_evaluate_language(stages)
+    add_analyse(stages)
+    _add_convert(stages)
     return parser
 
 
