@@ -26,12 +26,9 @@ from owseg_ros.command_line import Parser
 from owseg_ros.errors import describe, OwsegError
 from owseg_ros.operating_point import DEFAULT_POINT
 from owseg_training.analysis.commands import add_analyse
+from owseg_training.command_line import DATA_HELP, positive, PRETRAINED_HELP
 from owseg_training.config import Config, ConfigError, load_config
 from owseg_training.data.datasets import DataError
-
-DATA_HELP = ('folder of all data sets (default: $OWSEG_DATA, or ../shared/data beside the '
-             'project)')
-PRETRAINED_HELP = "safetensors with the backbone's weights (default: random ones)"
 
 
 def _training_config(options: argparse.Namespace) -> Config:
@@ -59,9 +56,9 @@ def _add_training_options(stage: argparse.ArgumentParser) -> None:
     stage.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     stage.add_argument('--autocast', choices=('off', 'bf16', 'fp16'),
                        help='override the type that the network computes in')
-    stage.add_argument('--accumulate', type=_positive, metavar='N',
+    stage.add_argument('--accumulate', type=positive, metavar='N',
                        help='override: compute each step in N parts, for less memory')
-    stage.add_argument('--iterations', type=_positive, help='override the length of the schedule')
+    stage.add_argument('--iterations', type=positive, help='override the length of the schedule')
     stage.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
 
 
@@ -559,7 +556,7 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
     evaluate.add_argument('--label-set', help='classes of a run that does not name them')
     evaluate.add_argument('--no-regions', action='store_true',
                           help='leave out Grounding mIoU and mask recall')
-    evaluate.add_argument('--limit', type=_positive, metavar='N',
+    evaluate.add_argument('--limit', type=positive, metavar='N',
                           help='only the first frames of each set')
     evaluate.add_argument('--providers', default='cpu', help='of ONNX Runtime: cuda,cpu')
     evaluate.add_argument('--threads', type=int, default=0, help='of the CPU (0: one a core)')
@@ -591,13 +588,6 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f'{text!r} is not finite')
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1')
     return value
 
 
@@ -705,7 +695,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _batch(text: str) -> int | None:
-    return None if text == 'dynamic' else _positive(text)
+    return None if text == 'dynamic' else positive(text)
 
 
 def _convert(options: argparse.Namespace) -> None:

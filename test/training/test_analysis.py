@@ -312,3 +312,10 @@ def test_the_commands_write_tables_and_pictures(run, data, tmp_path, capsys):
     assert 'largest score of each centre: outlier ' in capsys.readouterr().out
     assert 'each centre' not in (tmp_path / 'modes' / 'modes.md').read_text()
     assert main(['analyse', 'modes', str(tmp_path), '--out', str(tmp_path / 'no')]) == 2
+
+
+def test_help_states_where_data_lie_by_default(capsys):
+    for analysis in ('specialisation', 'masking', 'modes', 'pooling'):
+        with pytest.raises(SystemExit, match='0'):
+            main(['analyse', analysis, '--help'])
+        assert 'default: $OWSEG_DATA' in capsys.readouterr().out

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from owseg_training.command_line import DATA_HELP, positive
 from owseg_training.data.datasets import DataSet, open_data_set
 
 if TYPE_CHECKING:
@@ -104,21 +105,14 @@ def _meaning(options: argparse.Namespace) -> None:
     print(write_meaning(cross_validate(open_text_encoder(options.text_encoder)), options.out))
 
 
-def _count(value: str) -> int:
-    count = int(value)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, not {value}')
-    return count
-
-
 def _add(analyses: argparse._SubParsersAction, name: str, text: str,
          run_command: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
     analysis = analyses.add_parser(name, help=text, description=text)
     analysis.add_argument('run', type=Path, help='folder of a run')
     analysis.add_argument('--out', type=Path, required=True,
                           help='folder for the table, its JSON and the picture')
-    analysis.add_argument('--data', help='folder of all data sets')
-    analysis.add_argument('--limit', type=_count, help='only the first frames of each set')
+    analysis.add_argument('--data', help=DATA_HELP)
+    analysis.add_argument('--limit', type=positive, help='only the first frames of each set')
     analysis.add_argument('--label-set', help='classes of a run that does not name them')
     analysis.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     analysis.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
@@ -156,9 +150,9 @@ def add_analyse(stages: argparse._SubParsersAction) -> None:
                  _modes)
     modes.add_argument('--data-set', action='append', metavar='NAME[:SPLIT]',
                        help='repeatable; default: camvid:val and road_anomaly')
-    modes.add_argument('--pixels', type=_count, default=100_000,
+    modes.add_argument('--pixels', type=positive, default=100_000,
                        help='sampled from each set (default: 100000)')
-    modes.add_argument('--pictures', type=_count, default=3,
+    modes.add_argument('--pictures', type=positive, default=3,
                        help='frames of each set in the picture (default: 3)')
     modes.add_argument('--class-order', action='store_true',
                        help="cluster scores in the order of the classes, not each pixel's "
@@ -178,10 +172,10 @@ def add_analyse(stages: argparse._SubParsersAction) -> None:
                               'road_anomaly)')
     pooling.add_argument('--out', type=Path, required=True,
                          help='folder for the table and its JSON')
-    pooling.add_argument('--data', help='folder of all data sets')
-    pooling.add_argument('--every', type=_count, default=1, metavar='N',
+    pooling.add_argument('--data', help=DATA_HELP)
+    pooling.add_argument('--every', type=positive, default=1, metavar='N',
                          help='fit the probe on each n-th frame (default: 1)')
-    pooling.add_argument('--limit', type=_count, help='only the first frames of each set')
+    pooling.add_argument('--limit', type=positive, help='only the first frames of each set')
     pooling.add_argument('--device', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     pooling.add_argument('--threads', type=int, default=0, help='torch threads (0: all)')
     pooling.set_defaults(run_command=_pooling)
