@@ -36,6 +36,7 @@ from owseg_ros.readout import (
     AnomalyScore, available_scores, check_score, CpuReadout, make_score, refine)
 from owseg_ros.scene import StreetScene
 from owseg_ros.segmenter import readout_settings, Segmenter
+from owseg_training.class_statistics import class_statistics
 from owseg_training.data.datasets import DataError, DataSet, Item
 from owseg_training.evaluate.pooled import PooledCurve
 from tqdm import tqdm
@@ -84,35 +85,31 @@ class _Maps:
             yield (name, True), refine(score, masks, probabilities, image)
 
 
-def class_statistics(segmenter: Segmenter, frames: Iterable[Frame]) -> ClassStatistics:
+def measured_statistics(segmenter: Segmenter, frames: Iterable[Frame]) -> ClassStatistics:
     """
-    Mean and standard deviation of max_k L_k over the known pixels that each class wins.
+    Return the class statistics of a bundle, with six digits, see class_statistics.
 
-    frames: (RGB, ids).  A class that wins nowhere gets the mean and deviation of all.  Raises
-    DataError where no pixel is of a known class.  Source: Jung et al.,
-    "Standardized max logits", ICCV 2021, with L for the logits.
+    frames: (RGB, ids).  Raises DataError where no pixel is of a known class.
     """
-    classes = segmenter.bundle.num_classes
-    settings, sums = segmenter.settings, np.zeros((3, classes))
+    found = class_statistics(_winners(segmenter, frames), segmenter.bundle.num_classes)
+    return ClassStatistics(*(tuple(float(f'{value:.6g}') for value in values)
+                             for values in (found.mean, found.std)))
+
+
+def _winners(segmenter: Segmenter, frames: Iterable[Frame],
+             ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the winning classes of each frame's known pixels, and their max_k L_k."""
+    settings = segmenter.settings
     # Of L itself, also where the bundle groups its score into objects.
     segmenter.settings = replace(
         readout_settings(segmenter.bundle, 'max_logit', threshold=0.0), objects=None)
-    for image, label in frames:
-        result = segmenter(image, maps={'semantic', 'anomaly_score'})
-        known = label < classes
-        ids, best = result.semantic[known], -result.anomaly_score.astype(np.float64)
-        for row, power in zip(sums, (0, 1, 2)):
-            row += np.bincount(ids, best[known] ** power, minlength=classes)[:classes]
-    segmenter.settings = settings
-    count, total, squares = sums.sum(axis=1)
-    if not count:
-        raise DataError('class statistics need at least one known pixel')
-    seen = np.maximum(sums[0], 1)
-    mean = np.where(sums[0] > 0, sums[1] / seen, total / count)
-    power = np.where(sums[0] > 0, sums[2] / seen, squares / count)
-    deviation = np.sqrt(np.maximum(power - mean ** 2, 1e-8))
-    return ClassStatistics(tuple(float(f'{v:.6g}') for v in mean),
-                           tuple(float(f'{v:.6g}') for v in deviation))
+    try:
+        for image, label in frames:
+            result = segmenter(image, maps={'semantic', 'anomaly_score'})
+            known = label < segmenter.bundle.num_classes
+            yield result.semantic[known], -result.anomaly_score[known]
+    finally:
+        segmenter.settings = settings
 
 
 def _pixels(maps: _Maps, scores: Sequence[AnomalyScore], frames: Iterable[Frame],
@@ -193,10 +190,10 @@ def calibrate(segmenter: Segmenter, known: DataSet | None, anomalies: DataSet | 
     classes = segmenter.bundle.num_classes
     source = training or known
     if source is None:
-        statistics = class_statistics(segmenter, street_frames())
+        statistics = measured_statistics(segmenter, street_frames())
     else:
         step = max(1, len(source.items) // STATISTICS_FRAMES)
-        statistics = class_statistics(segmenter, labelled_frames(source, source.items[::step]))
+        statistics = measured_statistics(segmenter, labelled_frames(source, source.items[::step]))
     outlier_class = segmenter.bundle.outlier_class
     scores = [make_score(name, statistics, outlier_class)
               for name in available_scores(statistics, outlier_class)]

@@ -28,7 +28,7 @@ or their like.  The method void_negative shows what the first of these is worth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 import json
 from pathlib import Path
@@ -36,8 +36,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from owseg_ros.bundle import ClassStatistics
 from owseg_ros.readout import AnomalyScore, CpuReadout, make_score
+from owseg_training.class_statistics import class_statistics
 from owseg_training.closed_set import ClosedSetTraining, load_network, predict
 from owseg_training.config import Config, ConfigError, load_config
 from owseg_training.data.datasets import (
@@ -224,33 +224,23 @@ class _Reader:
         return ids.astype(np.uint8), maps
 
 
-def class_statistics(levels: Iterable[tuple[np.ndarray, np.ndarray]],
-                     num_classes: int) -> ClassStatistics:
+def winners(levels: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Measure mean and standard deviation of max_k L_k by predicted class (standardised max-logit).
+    Return the winning classes of known pixels and their max_k L_k, see class_statistics.
 
-    levels: (L float [K, h, w], ids uint8 [h, w] of the labels) of training pictures; pixels with
-    ids of K and above are left out.  Classes that are never predicted get the statistics of all.
+    levels: L, float [K, h, w]; label: ids uint8 [h, w], of which K and above are left out.
     """
-    powers = np.zeros((3, num_classes))
-    for level, label in levels:
-        known = label < num_classes
-        ids, best = level.argmax(0)[known], level.max(0)[known].astype(np.float64)
-        for power, row in enumerate(powers):
-            row += np.bincount(ids, best ** power, minlength=num_classes)
-    total = powers.sum(1, keepdims=True)
-    counts, sums, squares = np.where(powers[0] > 0, powers, total)
-    mean = sums / counts
-    return ClassStatistics(tuple(mean), tuple(np.sqrt(np.maximum(
-        squares / counts - mean ** 2, 0))))
+    known = label < len(levels)
+    return levels.argmax(0)[known], levels.max(0)[known]
 
 
-def _training_levels(reader: _Reader, training: DataSet,
-                     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _training_winners(reader: _Reader, training: DataSet,
+                      ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for item in training.items[::max(1, len(training.items) // STATISTICS_FRAMES)]:
         image, label = training.read(item)
-        level = reader.levels(image)
-        yield level, cv2.resize(label, level.shape[:0:-1], interpolation=cv2.INTER_NEAREST)
+        levels = reader.levels(image)
+        yield winners(levels, cv2.resize(label, levels.shape[:0:-1],
+                                         interpolation=cv2.INTER_NEAREST))
 
 
 def reduced(label: np.ndarray, max_width: int) -> np.ndarray:
@@ -319,7 +309,7 @@ def evaluate_run(plan: Plan, setting: str, seed: int, method: str) -> dict[str, 
     statistics = None
     if 'standardized_max_logit' in names:
         training = hide_classes(open_data_set('camvid', 'train', plan.data), hidden)
-        statistics = class_statistics(_training_levels(reader, training),
+        statistics = class_statistics(_training_winners(reader, training),
                                       reader.network.num_classes)
     scores = [make_score(name, statistics, reader.config.network.outlier_class)
               for name in names if name != own]

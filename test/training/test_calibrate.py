@@ -20,7 +20,7 @@ from owseg_ros.operating_point import OperatingPointError
 from owseg_ros.readout import available_scores, ScoreError
 from owseg_ros.segmenter import readout_settings, Segmenter
 from owseg_training.calibrate import (
-    calibrate, calibrate_bundle, class_statistics, labelled_frames, RATES)
+    calibrate, calibrate_bundle, labelled_frames, measured_statistics, RATES)
 from owseg_training.cli import main
 from owseg_training.data.datasets import DataError, open_data_set
 import pytest
@@ -140,7 +140,7 @@ def test_the_best_f1_is_that_of_its_threshold(bundle, data):
 
 def test_statistics_are_those_of_the_pixels_that_a_class_wins(bundle, data):
     val = open_data_set('camvid', 'val', data)
-    found = class_statistics(Segmenter(bundle), labelled_frames(val, val.items))
+    found = measured_statistics(Segmenter(bundle), labelled_frames(val, val.items))
     segmenter = Segmenter(bundle)
     segmenter.settings = readout_settings(bundle, 'max_logit', threshold=0.0)
     values = {k: [] for k in range(3)}
@@ -153,14 +153,14 @@ def test_statistics_are_those_of_the_pixels_that_a_class_wins(bundle, data):
         assert found.mean[k] == pytest.approx(pixels.mean(), rel=1e-4)
         assert found.std[k] == pytest.approx(pixels.std(), rel=1e-3)
     with pytest.raises(DataError, match='one known pixel'):
-        class_statistics(Segmenter(bundle), [])
+        measured_statistics(Segmenter(bundle), [])
 
 
 def test_statistics_are_of_the_classes_scores_also_where_the_bundle_groups_its_score(
         bundle, data):
     val = open_data_set('camvid', 'val', data)
     grouping = replace(bundle, anomaly=replace(bundle.anomaly, objects=True))
-    plain, found = (class_statistics(Segmenter(one), labelled_frames(val, val.items))
+    plain, found = (measured_statistics(Segmenter(one), labelled_frames(val, val.items))
                     for one in (bundle, grouping))
     assert Segmenter(grouping).settings.objects is not None and found == plain
 

@@ -19,12 +19,13 @@ import shutil
 import cv2
 import numpy as np
 from owseg_training import cli, open_world, open_world_report
+from owseg_training.class_statistics import class_statistics
 from owseg_training.closed_set import ClosedSetTraining, load_network
 from owseg_training.config import ConfigError
 from owseg_training.data.datasets import DataError
 from owseg_training.network import MaskClassifier
 from owseg_training.open_world import (
-    class_statistics, evaluate_run, make_run, NONE, Plan, run, SCORES, SUPERVISED, VOID_NEGATIVE)
+    evaluate_run, make_run, NONE, Plan, run, SCORES, SUPERVISED, VOID_NEGATIVE, winners)
 from owseg_training.open_world_report import claims, markdown, summarize
 from owseg_training.transfer import ContinuedTraining, take_over
 import pytest
@@ -211,10 +212,13 @@ def test_unusable_plans_are_refused(plan, changes, message):
 def test_class_statistics_are_those_of_the_predicted_class():
     level = np.array([[[3.0, 1.0, 5.0, 9.0]], [[0.0, 2.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]])
     label = np.array([[0, 1, 1, 255]], np.uint8)
-    found = class_statistics([(level, label)], 3)
+    found = class_statistics([winners(level, label)], 3)
     whole = np.array([3.0, 2.0, 5.0])
     assert found.mean == pytest.approx((4.0, 2.0, whole.mean()))
-    assert found.std == pytest.approx((1.0, 0.0, whole.std()))
+    # Scores are divided by the deviation, which is 0 where a class wins one pixel.
+    assert found.std == pytest.approx((1.0, 1e-4, whole.std()))
+    with pytest.raises(DataError, match='one known pixel'):
+        class_statistics([winners(level, np.full_like(label, 255))], 3)
 
 
 def figures(value, **others):
