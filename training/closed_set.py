@@ -30,7 +30,7 @@ import numpy as np
 from owseg_ros.language.files import write_atomically
 from owseg_training.bundle_network import BUNDLE
 from owseg_training.class_texts import clip_class_texts, TEXT_SPACE
-from owseg_training.config import Config, config_from_dict, ConfigError, NetworkConfig
+from owseg_training.config import Config, ConfigError, NetworkConfig, run_config
 from owseg_training.data.datasets import read_image
 from owseg_training.data.hidden import open_split
 from owseg_training.data.stream import closed_set_stream, normalize, open_training_set
@@ -487,7 +487,7 @@ def load_network(folder: str | Path) -> tuple[MaskClassifier, Config]:
     if (folder / BUNDLE).is_dir():
         raise ConfigError(f'{folder} holds a metric head for a bundle and no network of its own; '
                           'owseg-train export adds it to the bundle')
-    config = config_from_dict(yaml.safe_load((folder / 'config.yaml').read_text()))
+    config = run_config(folder)
     config.network.pretrained = None
     finished = folder / 'model.safetensors'
     if finished.is_file():

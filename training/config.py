@@ -384,16 +384,35 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     return build(Config, values, 'config')
 
 
+def run_config(folder: str | Path) -> Config:
+    """
+    Read the recipe of a run, config.yaml in its folder.
+
+    Raises FileNotFoundError where it is not there, ConfigError when a key is unknown.
+    """
+    return config_from_dict(yaml.safe_load((Path(folder) / 'config.yaml').read_text()))
+
+
+def named_file(name_or_path: str | Path, folder: Path, kind: str) -> Path:
+    """
+    Return the path of a YAML file that is given as such, or by its name in a folder.
+
+    kind: what it is called in the message.  Raises ConfigError when there is no such file.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in ('.yaml', '.yml'):
+        path = folder / f'{name_or_path}.yaml'
+    if not path.is_file():
+        names = ', '.join(sorted(p.stem for p in folder.glob('*.yaml')))
+        raise ConfigError(f'no {kind} {name_or_path!r}; give a path or one of: {names}')
+    return path
+
+
 def load_config(name_or_path: str | Path) -> Config:
     """
     Read a recipe by name (a file in training/recipes) or by path.
 
     Raises ConfigError when there is no such file or a key is unknown.
     """
-    path = Path(name_or_path)
-    if path.suffix not in ('.yaml', '.yml'):
-        path = RECIPES / f'{name_or_path}.yaml'
-    if not path.is_file():
-        names = ', '.join(sorted(p.stem for p in RECIPES.glob('*.yaml')))
-        raise ConfigError(f'no recipe {name_or_path!r}; give a path or one of: {names}')
+    path = named_file(name_or_path, RECIPES, 'recipe')
     return config_from_dict(yaml.safe_load(path.read_text()) or {})

@@ -19,7 +19,7 @@ A sweep is a YAML file (training/recipes/sweeps, or a path); see Sweep for its k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import copy
 from dataclasses import dataclass, field
 import json
@@ -35,11 +35,11 @@ from owseg_training.analysis.specialisation import specialisation
 from owseg_training.analysis.validation_losses import validation_losses
 from owseg_training.closed_set import ClosedSetTraining, load_network, validate
 from owseg_training.config import (
-    build, Config, config_from_dict, ConfigError, load_config, RECIPES)
+    build, Config, config_from_dict, ConfigError, load_config, named_file, RECIPES, run_config)
 from owseg_training.data.datasets import DataSet, open_data_set
 from owseg_training.evaluate.pooled import PooledCurve
 from owseg_training.evaluate.predictors import CheckpointPredictor, Predictor
-from owseg_training.finished_runs import write_json
+from owseg_training.finished_runs import differences, write_json
 from owseg_training.network import MaskClassifier
 from owseg_training.outliers import freeze_except, OutlierTraining
 from owseg_training.report import read_log
@@ -49,8 +49,6 @@ import yaml
 
 SWEEPS = RECIPES / 'sweeps'
 STAGES = ('closed_set', 'outliers')
-# Where the data lie and how they are loaded changes no result.
-NEUTRAL = ('root', 'workers')
 SPECIALISATION_FRAMES = 100
 
 
@@ -137,12 +135,7 @@ class SweepFile:
     """
 
     def __init__(self, name_or_path: str | Path) -> None:
-        path = Path(name_or_path)
-        if path.suffix not in ('.yaml', '.yml'):
-            path = SWEEPS / f'{name_or_path}.yaml'
-        if not path.is_file():
-            names = ', '.join(sorted(p.stem for p in SWEEPS.glob('*.yaml')))
-            raise ConfigError(f'no sweep {name_or_path!r}; give a path or one of: {names}')
+        path = named_file(name_or_path, SWEEPS, 'sweep')
         self.path, self.name = path, path.stem
         try:
             self.sweep: Sweep = build(Sweep, yaml.safe_load(path.read_text()) or {}, 'sweep')
@@ -206,42 +199,21 @@ def run_name(label: str, seed: int) -> str:
     return f'{re.sub(r"[^A-Za-z0-9_.+-]+", "_", label)}_{seed}'
 
 
-def _differences(wanted: Any, found: Any, where: str = '') -> Iterator[str]:
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in wanted:
-            if not (where == 'data' and key in NEUTRAL):
-                yield from _differences(wanted[key], found.get(key),
-                                        f'{where}.{key}' if where else key)
-    elif wanted != found:
-        yield f'{where} is {found!r}, not {wanted!r}'
-
-
-def _other(config: Config, folder: Path) -> list[str]:
-    """Say in what the configuration of the run in a folder, if there is one, is another."""
-    file = folder / 'config.yaml'
-    if not file.is_file():
-        return []
-    # JSON has no tuples, so both sides hold lists.
-    wanted, found = (json.loads(json.dumps(one.to_dict())) for one in (
-        config, config_from_dict(yaml.safe_load(file.read_text()))))
-    if config.stage == 'outliers':  # The network is that of the start.
-        del wanted['network']
-    return list(_differences(wanted, found))
-
-
 def train(config: Config, folder: Path, start: Path | None = None,
           device: str | None = None) -> None:
     """
     Train a run unless it is finished; an interrupted one goes on.
 
-    start: fine-tune this run with outlier supervision.
+    start: fine-tune this run with outlier supervision; its hidden classes are taken over.
     Raises ConfigError where the folder holds a run with another configuration.
     """
     config.stage = 'closed_set' if start is None else 'outliers'
-    differences = _other(config, folder)
-    if differences:
+    if start is not None:
+        config.data.hidden = run_config(start).data.hidden
+    found = differences(folder, config)
+    if found:
         raise ConfigError(f'{folder} holds a run of another configuration '
-                          f'({"; ".join(differences[:3])}); give another --out')
+                          f'({"; ".join(found[:3])}); give another --out')
     if (folder / 'model.safetensors').is_file():
         return
     if start is None:
@@ -258,7 +230,7 @@ def _weights(folder: Path) -> Path:
 def _miou(run: Path, network: MaskClassifier, config: Config) -> float:
     """Return the mIoU that the run logged at its end, else validate."""
     log = run / 'log.jsonl'
-    if log.is_file() and not _other(config, run):
+    if log.is_file() and not differences(run, config):
         for entry in read_log(log):
             if entry['step'] == config.optimizer.iterations and 'mIoU' in entry:
                 return entry['mIoU']
@@ -351,7 +323,9 @@ class SweepRunner:
             raise ConfigError(f'the runs in {self.folder} began from other weights than {run}; '
                               'give another --out')
         # Seen at the size at which it is fine-tuned, whatever its own is.
-        return run, self._measure(run, self._config('outliers'), file)
+        config = self._config('outliers')
+        config.data.hidden = run_config(run).data.hidden
+        return run, self._measure(run, config, file)
 
     def _fine_tuned(self, index: int, seed: int, start: Path, folder: Path) -> dict[str, Any]:
         config = self._config('outliers', index, seed)

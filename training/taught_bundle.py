@@ -22,11 +22,10 @@ from owseg_ros.bundle import Bundle, load_bundle, manifest_of, write_bundle
 from owseg_ros.segmenter import Segmenter
 from owseg_training import model_card, novelty
 from owseg_training.bundle_network import BUNDLE, BundleNetwork
-from owseg_training.config import config_from_dict
+from owseg_training.config import run_config
 from owseg_training.export import ExportError, find_data, novelty_files, novelty_threshold
 from owseg_training.history import stages_of
 from safetensors.torch import load_file
-import yaml
 
 _CARD = 'MODEL_CARD.md'
 
@@ -46,7 +45,7 @@ def add_metric_head(run: str | Path, out: str | Path, data: str | None = None) -
     if not weights.is_file():
         raise ExportError(f'{weights} is missing: the run did not come to its end; start the same '
                           'owseg-train metric again')
-    config = config_from_dict(yaml.safe_load((run / 'config.yaml').read_text()))
+    config = run_config(run)
     network = BundleNetwork(bundle)
     network.add_metric_head(config.metric.dim)
     network.load_state_dict(load_file(str(weights)))

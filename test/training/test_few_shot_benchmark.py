@@ -136,7 +136,7 @@ def test_everything_kept_is_recognised(finished, monkeypatch):
     again = run(plan)
     assert again['rows'] == first['rows'] and again['potholes'] == first['potholes']
     assert before == {path: path.stat().st_mtime_ns for path in plan.out.rglob('*.safetensors')}
-    with pytest.raises(ConfigError, match=r'another recipe \(optimizer.iterations\)'):
+    with pytest.raises(ConfigError, match=r'another recipe \(optimizer.iterations is \d, not 3\)'):
         make_run(changed(plan, iterations=(3, 1, 2, 2, 1, 1)), KNOWN, 'closed_set')
 
 

@@ -141,9 +141,9 @@ def test_interrupted_run_goes_on_where_it_was(plan, tmp_path, monkeypatch):
 
 
 def test_run_of_another_recipe_is_not_taken_for_finished(plan):
-    with pytest.raises(ConfigError, match=r'another recipe \(optimizer.iterations\)'):
+    with pytest.raises(ConfigError, match=r'another recipe \(optimizer.iterations is 2, not 3\)'):
         make_run(changed(plan, iterations=(3, 2, 2)), 'most', 0, NONE)
-    with pytest.raises(ConfigError, match=r'another recipe \(network.pretrained\)'):
+    with pytest.raises(ConfigError, match=r'recipe \(network.pretrained is False, not True\)'):
         make_run(changed(plan, pretrained='weights.safetensors'), 'most', 0, NONE)
 
 
