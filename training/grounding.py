@@ -22,7 +22,7 @@ from pathlib import Path
 from owseg_ros.language import default_vocabulary, TextEncoder
 from owseg_ros.language.book import embed_texts
 from owseg_training.class_texts import TEXT_SPACE
-from owseg_training.closed_set import ClosedSetTraining, load_network
+from owseg_training.closed_set import ClosedSetTraining
 from owseg_training.config import Config, ConfigError
 from owseg_training.data.captions import caption_nouns, CaptionFolder, CaptionStream
 from owseg_training.data.cutouts import CutoutSet
@@ -30,7 +30,7 @@ from owseg_training.data.datasets import COCO_ROAD_CATEGORIES, open_cutouts
 from owseg_training.data.grounding_stream import GroundingStream, stream_labels
 from owseg_training.data.words import concept_of, held_out_words, WordTable
 from owseg_training.grounding_losses import GroundingCriterion
-from owseg_training.history import record_start
+from owseg_training.history import check_classes, class_names, load_start, record_start
 from owseg_training.network import MaskClassifier
 from owseg_training.outliers import freeze_except
 import torch
@@ -85,11 +85,9 @@ class GroundingTraining(ClosedSetTraining):
 
     def __init__(self, config: Config, folder: str | Path, start: str | Path,
                  encoder: TextEncoder, device: str | None = None) -> None:
-        self._start, start_config = load_network(start)
+        self._start, self._names = load_start(start, config), class_names(start)
         _check_space(Path(start), encoder)
         self.encoder = encoder
-        config.network = start_config.network
-        config.data.hidden = start_config.data.hidden
         config.stage = 'grounding'
         grounding = config.grounding
         self.captions = CaptionFolder(grounding.captions) if grounding.captions else None
@@ -109,9 +107,7 @@ class GroundingTraining(ClosedSetTraining):
 
     def _make_network(self, num_classes: int) -> MaskClassifier:
         network = self._start
-        if network.num_classes != num_classes:
-            raise ConfigError(f'the start has {network.num_classes} classes, '
-                              f'{self.data_set.title} has {num_classes}')
+        check_classes(network.num_classes, self._names, self.data_set)
         network.add_region_head(REGION_HEAD, self.encoder.dim,
                                 self.config.grounding.region_hidden_dim)
         _, self.parameters = freeze_except(network, self.config.grounding.trainable)

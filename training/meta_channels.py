@@ -20,9 +20,9 @@ from pathlib import Path
 import shutil
 
 from owseg_training.class_texts import TEXT_SPACE
-from owseg_training.closed_set import ClosedSetTraining, load_network, Totals
-from owseg_training.config import Config, ConfigError
-from owseg_training.history import record_start
+from owseg_training.closed_set import ClosedSetTraining, Totals
+from owseg_training.config import Config
+from owseg_training.history import check_classes, class_names, load_start, record_start
 from owseg_training.meta_channel_losses import MetaChannelLoss
 from owseg_training.network import MaskClassifier, Prediction
 from owseg_training.outliers import freeze_except
@@ -58,9 +58,7 @@ class MetaChannelTraining(ClosedSetTraining):
 
     def __init__(self, config: Config, folder: str | Path, start: str | Path,
                  device: str | None = None) -> None:
-        self._start, start_config = load_network(start)
-        config.network = start_config.network
-        config.data.hidden = start_config.data.hidden
+        self._start, self._names = load_start(start, config), class_names(start)
         config.stage = 'mca'
         self.frozen = set(config.meta.trainable) == {'meta_head'}
         super().__init__(config, folder, device)
@@ -72,9 +70,7 @@ class MetaChannelTraining(ClosedSetTraining):
 
     def _make_network(self, num_classes: int) -> MaskClassifier:
         network, meta = self._start, self.config.meta
-        if network.num_classes != num_classes:
-            raise ConfigError(f'the start has {network.num_classes} classes, '
-                              f'{self.data_set.title} has {num_classes}')
+        check_classes(network.num_classes, self._names, self.data_set)
         network.add_meta_head(meta.channels, meta.activation)
         self.meta_loss = MetaChannelLoss(num_classes, meta.one_vs_all, meta.intersection,
                                          meta.split, meta.reconstruction, meta.eta, meta.reading,

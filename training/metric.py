@@ -24,10 +24,10 @@ from owseg_training.bundle_network import BUNDLE, BundleNetwork
 from owseg_training.circle_loss import circle_loss
 from owseg_training.class_regions import class_masks
 from owseg_training.class_texts import TEXT_SPACE
-from owseg_training.closed_set import ClosedSetTraining, load_network, Totals
+from owseg_training.closed_set import ClosedSetTraining, Totals
 from owseg_training.config import Config, ConfigError, MetricConfig
 from owseg_training.data.hidden import open_split
-from owseg_training.history import record_start
+from owseg_training.history import check_classes, class_names, load_start, record_start
 from owseg_training.network import MaskClassifier, Prediction
 from owseg_training.network.metric_head import drop_blocks, MetricHead, region_means
 from owseg_training.outliers import freeze_except
@@ -112,10 +112,9 @@ class MetricTraining(ClosedSetTraining):
         if (Path(start) / MANIFEST).is_file():
             self._start = BundleNetwork(load_bundle(start))
             self._start.check_size(config.data)
+            self._names = self._start.bundle.class_names
         else:
-            self._start, start_config = load_network(start)
-            config.network = start_config.network
-            config.data.hidden = start_config.data.hidden
+            self._start, self._names = load_start(start, config), class_names(start)
         super().__init__(config, folder, device)
         if self.processes.first:
             self._keep_start(start)
@@ -130,9 +129,7 @@ class MetricTraining(ClosedSetTraining):
 
     def _make_network(self, num_classes: int) -> MaskClassifier | BundleNetwork:
         network = self._start
-        if network.num_classes != num_classes:
-            raise ConfigError(f'the start has {network.num_classes} classes, '
-                              f'{self.data_set.title} has {num_classes}')
+        check_classes(network.num_classes, self._names, self.data_set)
         network.add_metric_head(self.config.metric.dim)
         if isinstance(network, BundleNetwork):
             self.parameters = sum(p.numel() for p in network.parameters())

@@ -18,11 +18,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from owseg_training.closed_set import ClosedSetTraining, load_network, Totals
+from owseg_training.closed_set import ClosedSetTraining, Totals
 from owseg_training.config import Config, ConfigError
 from owseg_training.data.anomaly_mix import AnomalyMixStream
 from owseg_training.data.datasets import COCO_ROAD_CATEGORIES, open_cutouts
-from owseg_training.history import record_start
+from owseg_training.history import check_classes, class_names, load_start, record_start
 from owseg_training.network import MaskClassifier, Prediction
 from owseg_training.outlier_losses import (
     LabelledPixels, open_outlier_loss, outlier_head_loss, outlier_totals)
@@ -85,7 +85,8 @@ class OutlierTraining(ClosedSetTraining):
 
     start: folder of the closed-set run, or of a converted checkpoint; device: see
     distributed.join.
-    The network's shape is that of the start; everything else is the config's.
+    The network's shape and the hidden classes are those of the start; everything else is the
+    config's.
     Raises ConfigError when the start has other classes than the data set, or the configuration
     names a loss or a part that there is not.
     """
@@ -93,17 +94,14 @@ class OutlierTraining(ClosedSetTraining):
     def __init__(self, config: Config, folder: str | Path, start: str | Path,
                  device: str | None = None) -> None:
         self.loss = open_outlier_loss(config.outliers)
-        self._start, start_config = load_network(start)
-        config.network = start_config.network
+        self._start, self._names = load_start(start, config), class_names(start)
         config.stage = 'outliers'
         super().__init__(config, folder, device)
         if self.processes.first:
             record_start(start, self.folder)
 
     def _make_network(self, num_classes: int) -> MaskClassifier:
-        if self._start.num_classes != num_classes:
-            raise ConfigError(f'the start has {self._start.num_classes} classes, '
-                              f'{self.data_set.title} has {num_classes}')
+        check_classes(self._start.num_classes, self._names, self.data_set)
         parts = list(self.config.outliers.trainable)
         if self.loss.outlier_class:
             self._start.add_outlier_class()

@@ -16,7 +16,7 @@ import json
 import cv2
 import numpy as np
 from owseg_training.closed_set import ClosedSetTraining, load_network, predict_scores, validate
-from owseg_training.config import ConfigError, load_config, LossConfig
+from owseg_training.config import ConfigError, load_config, LossConfig, run_config
 from owseg_training.data.anomaly_mix import OUTLIER, paste
 from owseg_training.data.datasets import DataError, read_image
 from owseg_training.evaluate.baseline_scores import densehybrid_score, score_of
@@ -87,6 +87,31 @@ def test_fine_tuning_changes_only_the_two_heads(start, tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all('mask_embed' in name or 'class_embed' in name for name in changed)
+
+
+def test_hidden_classes_are_those_of_the_start(start, tmp_path):
+    root, _ = start
+    config = tiny_config(root, 1)
+    config.data.hidden = ['b']
+    ClosedSetTraining(config, tmp_path / 'hiding').save()
+    training = OutlierTraining(outlier_config(root, 'mse', 1), tmp_path / 'tuned',
+                               tmp_path / 'hiding', 'cpu')
+    assert [spec.name for spec in training.data_set.classes] == ['a', 'c']
+    assert run_config(tmp_path / 'tuned').data.hidden == ['b']
+
+
+def test_a_start_with_as_many_other_classes_is_refused(start, tmp_path):
+    root, folder = start
+    config, listing = outlier_config(root, 'mse', 1), folder / 'classes.json'
+    names = listing.read_text()
+    listing.write_text(names.replace('"b"', '"bus"'))
+    with pytest.raises(ConfigError, match="class 1 of the start is 'bus', and that of CamVid is"):
+        OutlierTraining(config, tmp_path / 'tuned', folder, 'cpu')
+    # A converted checkpoint may not name its classes.
+    for index, name in enumerate('abc'):
+        names = names.replace(f'"{name}"', f'"class {index}"')
+    listing.write_text(names)
+    OutlierTraining(config, tmp_path / 'tuned', folder, 'cpu')
 
 
 @pytest.mark.timeout(300)

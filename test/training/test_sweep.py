@@ -20,10 +20,11 @@ from owseg_training.analysis.run import open_run
 from owseg_training.analysis.validation_losses import validation_losses
 from owseg_training.cli import main
 from owseg_training.closed_set import ClosedSetTraining, load_network
-from owseg_training.config import ConfigError
+from owseg_training.config import ConfigError, run_config
 from owseg_training.data.label_sets import label_set
 from owseg_training.network import MaskClassifier
 from owseg_training.outliers import freeze_except
+from owseg_training.report import read_log
 from owseg_training.sweep import run_name, SweepFile, SweepRunner, SWEEPS
 from owseg_training.sweep_report import markdown, picture
 import pytest
@@ -209,6 +210,24 @@ def test_runs_of_other_settings_or_starts_are_not_taken(tmp_path):
     with pytest.raises(ConfigError, match='other weights'):
         SweepRunner(SweepFile(path), tmp_path / 'alpha', start=tmp_path / 'other',
                     data=str(data)).run()
+
+
+@pytest.mark.timeout(180)
+def test_hidden_classes_of_the_start_stay_hidden(tmp_path):
+    (tmp_path / 'data').mkdir()
+    data = write_data(tmp_path / 'data')
+    config = tiny_config(data, 2)
+    config.data.hidden = ['b']
+    ClosedSetTraining(config, tmp_path / 'start').run(report=False)
+    path = write_sweep_file(tmp_path, stage='outliers', outliers='tuned.yaml',
+                            key='outliers.alpha', values=[1.0])
+    for _ in range(2):
+        report = SweepRunner(SweepFile(path), tmp_path / 'out', start=tmp_path / 'start',
+                             data=str(data)).run()
+    assert run_config(tmp_path / 'out' / '1.0_0').data.hidden == ['b']
+    logged, = [entry['mIoU'] for entry in read_log(tmp_path / 'start' / 'log.jsonl')
+               if 'mIoU' in entry]
+    assert report['start']['mIoU'] == pytest.approx(logged)
 
 
 @pytest.mark.parametrize('settings, message', [

@@ -29,6 +29,7 @@ from owseg_training.convert.detectron2 import from_detectron2, read_detectron2_c
 from owseg_training.convert.hugging_face import (
     from_hugging_face, read_processor, read_settings)
 from owseg_training.convert.settings import ConvertError, Settings
+from owseg_training.data.label_sets import unnamed
 from owseg_training.network import MaskClassifier
 from owseg_training.network.backbone import build_backbone
 from owseg_training.weights import read_file
@@ -88,7 +89,7 @@ def save_network(network: MaskClassifier, folder: str | Path, *, name: str,
     if any(side <= 0 or side % 32 for side in size):
         raise ConvertError(f'width and height must be multiples of 32, not {size[0]}x{size[1]}')
     if classes is None:
-        classes = [f'class {i}' for i in range(network.num_classes)]
+        classes = unnamed(network.num_classes)
     config = Config(name=name,
                     network=dataclasses.replace(network.config, pretrained=None))
     config.data.size = tuple(size)

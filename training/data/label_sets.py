@@ -42,6 +42,11 @@ class ClassSpec:
     color: tuple[int, int, int]
 
 
+def unnamed(count: int) -> tuple[str, ...]:
+    """Return the names of classes that nobody named."""
+    return tuple(f'class {index}' for index in range(count))
+
+
 @dataclass(frozen=True, eq=False)
 class ClassMap:
     """
