@@ -19,9 +19,10 @@ from pathlib import Path
 import tempfile
 
 from owseg_ros.bundle import Bundle, load_bundle, manifest_of, write_bundle
+from owseg_training.bundle_export import find_data, resized
 from owseg_training.config import load_config
 from owseg_training.convert.bundle import fixed_batch, from_bundle
-from owseg_training.export import checked_program, find_data, resized
+from owseg_training.export import checked_program
 from owseg_training.program import PROGRAM
 
 _FRAMES = 4

@@ -349,8 +349,9 @@ def _few_shot(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from owseg_training import tensorrt_support
+    from owseg_training.bundle_export import export_bundle, ExportOptions
     from owseg_training.bundle_network import BUNDLE
-    from owseg_training.export import export_bundle, ExportError
+    from owseg_training.export import ExportError
     from owseg_training.taught_bundle import add_metric_head
 
     if (options.run / BUNDLE).is_dir():
@@ -360,12 +361,11 @@ def _export(options: argparse.Namespace) -> None:
                               'stays as it is; leave the options out')
         bundle = add_metric_head(options.run, options.out, options.data)
     else:
-        bundle = export_bundle(
-            options.run, options.out, data=options.data, frames=options.check_frames,
-            before=options.before, size=options.size, batch=options.batch,
-            precision=options.precision, calibration_frames=options.calibration_frames,
-            int8_runtime=options.int8_runtime, text_encoder=options.text_encoder,
-            torch_program=options.torch)
+        bundle = export_bundle(options.run, options.out, ExportOptions(
+            data=options.data, frames=options.check_frames, before=options.before,
+            size=options.size, batch=options.batch, precision=options.precision,
+            calibration_frames=options.calibration_frames, int8_runtime=options.int8_runtime,
+            text_encoder=options.text_encoder, torch_program=options.torch))
     print(tensorrt_support.check(bundle.network).text())
     print(f'wrote {bundle.path}: network {bundle.network_sha256[:12]}, '
           f'anomaly threshold {bundle.anomaly.threshold:.3f} '

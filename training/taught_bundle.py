@@ -21,9 +21,10 @@ import tempfile
 from owseg_ros.bundle import Bundle, load_bundle, manifest_of, write_bundle
 from owseg_ros.segmenter import Segmenter
 from owseg_training import model_card, novelty
+from owseg_training.bundle_export import find_data, novelty_files, novelty_threshold
 from owseg_training.bundle_network import BUNDLE, BundleNetwork
 from owseg_training.config import run_config
-from owseg_training.export import ExportError, find_data, novelty_files, novelty_threshold
+from owseg_training.export import ExportError
 from owseg_training.history import stages_of
 from safetensors.torch import load_file
 

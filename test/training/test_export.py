@@ -22,9 +22,10 @@ from owseg_ros.engine.status import StateMachine
 from owseg_ros.frame import Frame
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
 from owseg_ros.segmenter import Segmenter
+from owseg_training.bundle_export import export_bundle, ExportOptions
 from owseg_training.cli import main
 from owseg_training.closed_set import ClosedSetTraining, load_network
-from owseg_training.export import export_bundle, ExportError, tolerance
+from owseg_training.export import ExportError, tolerance
 from owseg_training.grounding import GroundingTraining
 from owseg_training.outliers import OutlierTraining
 from owseg_training.parity import differs
@@ -169,7 +170,7 @@ def test_options_that_do_not_fit_are_one_line(converted, tmp_path, capsys):
         main([*arguments, '--batch', '0'])
     assert "--batch: '0' is not a number from 1" in capsys.readouterr().err
     with pytest.raises(ExportError, match='1 or more, not 0'):
-        export_bundle(converted, tmp_path / 'b', batch=0)
+        export_bundle(converted, tmp_path / 'b', ExportOptions(batch=0))
     broken = tmp_path / 'run'
     shutil.copytree(converted, broken)
     names = json.loads((broken / 'classes.json').read_text())

@@ -18,12 +18,12 @@ import copy
 import numpy as np
 from owseg_ros.bundle import load_bundle
 from owseg_ros.segmenter import FEATURES, Segmenter
+from owseg_training.bundle_export import export_bundle, ExportOptions
 from owseg_training.bundle_network import BUNDLE, BundleNetwork
 from owseg_training.cli import main
 from owseg_training.closed_set import ClosedSetTraining, load_network
 from owseg_training.config import ConfigError, MetricConfig
 from owseg_training.data.stream import normalize
-from owseg_training.export import export_bundle
 from owseg_training.metric import MetricTraining
 import pytest
 from support.camvid import tiny_config, write_camvid
@@ -38,7 +38,7 @@ def place(tmp_path_factory):
     start = ClosedSetTraining(tiny_config(write_camvid(folder)), folder / 'start', 'cpu')
     start.save()
     (folder / 'start' / 'log.jsonl').write_text('{"step": 1, "total": 2.0}\n')
-    export_bundle(folder / 'start', folder / 'models' / 'tiny', data=str(folder))
+    export_bundle(folder / 'start', folder / 'models' / 'tiny', ExportOptions(str(folder)))
     return folder
 
 
