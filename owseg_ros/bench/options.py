@@ -53,6 +53,9 @@ class BenchOptions:
     with, '' for nothing; peer_device: of PEER_DEVICES, auto for where the engine runs; compiled:
     whether torch.compile of the peer is measured too, which takes minutes; cache: folder of
     exported networks, None for that of the user; domain: of ROS, None for a private one.
+
+    Raises BenchError for what there is not and numbers that cannot be, EngineError for options
+    of an engine.
     """
 
     model: Path | None = None
