@@ -23,7 +23,7 @@ compares the results with the ground truth.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 import json
 import math
@@ -53,6 +53,7 @@ from owseg_ros.source import open_source
 from owseg_ros.street_score import StreetScore
 
 START_SECONDS = 90.0
+QUIET_SECONDS = 30.0
 SAMPLES = 48
 SHEET_ROWS = 5
 CELL_WIDTH = 360
@@ -180,13 +181,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
     Raises DemoError when the nodes die or publish nothing, and the errors of the bundle, the
     source and the video.
     """
-    bundle = load_bundle(options.model or default_bundle_path())
-    fps, seconds = _check_source(options)
-    no_queries = why_no_queries(bundle, options.queries)
-    queries = None if no_queries else DemoQueries(options.queries, seconds)
-    scene = _street(options, fps) if options.source.startswith('scene') else None
-    no_teaching = why_no_teaching(bundle, scene is not None, options.teach)
-    teaching = None if no_teaching else DemoTeaching(scene, bundle, seconds)
+    plan = _plan(options)
     private_domain(options.domain)
     try:
         from owseg_ros.nodes import recorder as recording_node
@@ -197,34 +192,60 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print,
                         ) from error
     options.out.mkdir(parents=True, exist_ok=True)
     dds = transport.prepare()
-    say(f'model {bundle.name} {bundle.version}, source {options.source}, ROS domain '
+    say(f'model {plan.bundle.name} {plan.bundle.version}, source {options.source}, ROS domain '
         f'{os.environ["ROS_DOMAIN_ID"]}')
     log_path = options.out / 'nodes.log'
     with log_path.open('wb') as log:
         started: list[subprocess.Popen] = []
 
         def start() -> subprocess.Popen:
-            started.append(subprocess.Popen(
-                _command(options, fps, bundle), stdout=log, stderr=log))
+            started.append(subprocess.Popen(_command(plan), stdout=log, stderr=log))
             return started[0]
         try:
-            recording, recorder = _record(
-                options, bundle, fps, queries, teaching, start, log_path, progress,
-                recording_node)
+            recording, recorder = _record(plan, start, log_path, progress, recording_node)
         finally:
             for nodes in started:
                 end_process(nodes)
     say(f'{recording.frames} frames recorded; comparing and drawing')
     truth = None
-    if scene is not None:
-        truth = _compare_with_street(scene, fps, recording, bundle)
-    _write_sheet(options.out / 'contact_sheet.png', recording, bundle, queries, teaching)
-    report = {**_report(options, bundle, fps, recording, recorder, str(dds), truth),
-              'queries': queries.report() if queries else [], 'no_queries': no_queries,
-              'taught': teaching.report(recorder.labels) if teaching else None,
-              'no_teaching': no_teaching}
+    if plan.scene is not None:
+        truth = _compare_with_street(plan.scene, plan.fps, recording, plan.bundle)
+    _write_sheet(options.out / 'contact_sheet.png', plan, recording)
+    report = _report(plan, recording, recorder, str(dds), truth)
     (options.out / 'report.json').write_text(json.dumps(report, indent=2) + '\n')
     return report
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """
+    What is shown, and on what.
+
+    fps: frames a second of the camera; scene: the procedural street, None for another source;
+    queries, teaching: what is done meanwhile, None where it is not, and no_queries, no_teaching
+    why.
+    """
+
+    options: DemoOptions
+    bundle: Bundle
+    fps: float
+    scene: StreetScene | None
+    queries: DemoQueries | None
+    no_queries: str
+    teaching: DemoTeaching | None
+    no_teaching: str
+
+
+def _plan(options: DemoOptions) -> _Plan:
+    """Return what the options come to, before anything starts; raises as _check_source."""
+    bundle = load_bundle(options.model or default_bundle_path())
+    fps, seconds = _check_source(options)
+    no_queries = why_no_queries(bundle, options.queries)
+    queries = None if no_queries else DemoQueries(options.queries, seconds)
+    scene = _street(options, fps) if options.source.startswith('scene') else None
+    no_teaching = why_no_teaching(bundle, scene is not None, options.teach)
+    teaching = None if no_teaching else DemoTeaching(scene, bundle, seconds)
+    return _Plan(options, bundle, fps, scene, queries, no_queries, teaching, no_teaching)
 
 
 def _check_source(options: DemoOptions) -> tuple[float, float]:
@@ -248,12 +269,12 @@ def _check_source(options: DemoOptions) -> tuple[float, float]:
     return fps, min(options.seconds, source.frames / fps) if source.frames else options.seconds
 
 
-def _command(options: DemoOptions, fps: float, bundle: Bundle) -> list[str]:
-    scene = options.source.startswith('scene')
+def _command(plan: _Plan) -> list[str]:
+    options, scene = plan.options, plan.scene is not None
     source = options.source if scene or options.source.startswith('webcam') else str(
         Path(options.source).resolve())
     parameters = {
-        'model': str(bundle.path), 'source': source, 'rate': float(fps), 'loop': False,
+        'model': str(plan.bundle.path), 'source': source, 'rate': float(plan.fps), 'loop': False,
         'shutdown_at_end': True, 'wait_for_subscriber': True, 'diagnostics_period': 0.5,
         'width': options.size[0] if scene else 0, 'height': options.size[1] if scene else 0}
     command = [sys.executable, '-m', 'owseg_ros.nodes.stack', '--ros-args']
@@ -267,110 +288,161 @@ def _street(options: DemoOptions, fps: float) -> StreetScene:
     return StreetScene(*options.size, seed=seed, fps=fps)
 
 
-def _record(options: DemoOptions, bundle: Bundle, fps: float, queries: DemoQueries | None,
-            teaching: DemoTeaching | None, start_nodes: Callable[[], subprocess.Popen],
-            log_path: Path, progress: Callable[[float, str], None],
-            recording_node: Any) -> tuple[Recording, Any]:
-    maps = recording_node.MAPS
-    recording = Recording(ages={topic: [] for topic in maps})
-    # A faster camera is thinned out by the network; the video should not play faster than life.
-    film = _Film(options.out / 'demo.mp4', min(fps, STREET_RATE))
-    every = max(1, round(fps * options.seconds / SAMPLES))
-    recent: deque[float] = deque(maxlen=20)
+class _Watcher:
+    """
+    Keeps and draws what comes, types the queries, and points at the thing that is taught.
 
-    best: list[Sample] = []
-    newest: list[Any] = []
+    recorder: the node that hears and says all this; it is there before the first frame comes.
+    """
 
-    def received(frame: Any) -> None:
-        newest[:] = [frame]
-        if film.composer is None:
-            film.composer = FrameComposer(
-                *panel_size(*frame.arrays['image'].shape[:2]), bundle.palette(),
-                _legend(bundle, teaching), list(queries.colors.items()) if queries else ())
-            recording.first = frame.seconds
-        recording.last = frame.seconds
-        recording.frames += 1
-        recent.append(frame.seconds)
-        for topic in maps:
-            recording.ages[topic].append(frame.age_ms[topic])
-        rate = (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 2 else 0.0
+    def __init__(self, plan: _Plan, maps: Sequence[str]) -> None:
+        self.recorder: Any = None
+        self.recording = Recording(ages={topic: [] for topic in maps})
+        # A faster camera is thinned out by the network; the video should not play faster than
+        # life.
+        self.film = _Film(plan.options.out / 'demo.mp4', min(plan.fps, STREET_RATE))
+        self._plan = plan
+        self._every = max(1, round(plan.fps * plan.options.seconds / SAMPLES))
+        self._recent: deque[float] = deque(maxlen=20)
+        self._newest: Any = None
+        self._best: Sample | None = None
+
+    def received(self, frame: Any) -> None:
+        """Take a complete result, a RecordedFrame."""
+        plan, queries, teaching = self._plan, self._plan.queries, self._plan.teaching
+        self._newest = frame
+        if self.film.composer is None:
+            self.film.composer = FrameComposer(
+                *panel_size(*frame.arrays['image'].shape[:2]), plan.bundle.palette(),
+                _legend(plan.bundle, teaching), list(queries.colors.items()) if queries else ())
+        rate = self._count(frame)
         picture = None
         if queries:
             found = frame.queries, frame.arrays['query/mask']
-            queries.seen(*found, recorder.seconds())
+            queries.seen(*found, self.recorder.seconds())
             picture = queries.picture(*found, frame.arrays['query/score'])
         taught, names = 0.0, []
         if teaching:
             semantic = frame.arrays['semantic/mask']
-            taught = teaching.seen(semantic, recorder.seconds())
+            taught = teaching.seen(semantic, self.recorder.seconds())
             names = teaching.names(semantic)
-        film.offer(frame.arrays, f'owseg_ros   {bundle.name}   {rate:4.1f} Hz   '
-                                 f'age {frame.age_ms["anomaly/mask"]:3.0f} ms', picture, names)
-        better = taught > (best[0].taught if best else 0.0)
-        if recording.frames % every == 1 or every == 1 or better:
-            sample = Sample(
-                frame.seconds, frame.arrays['image'].copy(),
-                *(frame.arrays[topic] for topic in (
-                    'semantic/mask', 'anomaly/score', 'anomaly/mask')),
-                frame.queries or (), picture, taught, tuple(names))
-            if recording.frames % every == 1 or every == 1:
-                recording.samples.append(sample)
-            if better:
-                best[:] = [sample]
+        self.film.offer(frame.arrays, f'owseg_ros   {plan.bundle.name}   {rate:4.1f} Hz   '
+                                      f'age {frame.age_ms["anomaly/mask"]:3.0f} ms', picture,
+                        names)
+        self._keep(frame, picture, taught, tuple(names))
 
-    def type_query() -> None:
-        # As a person would: once there is something to see.
+    def _count(self, frame: Any) -> float:
+        """Count a frame and its ages; return the rate of the last ones in Hz."""
+        recording, recent = self.recording, self._recent
+        if not recording.frames:
+            recording.first = frame.seconds
+        recording.last = frame.seconds
+        recording.frames += 1
+        recent.append(frame.seconds)
+        for topic, ages in recording.ages.items():
+            ages.append(frame.age_ms[topic])
+        return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 2 else 0.0
+
+    def _keep(self, frame: Any, picture: QueryPicture | None, taught: float,
+              names: tuple) -> None:
+        """Keep each n-th frame as a sample, and the one that shows most of what was taught."""
+        due = self.recording.frames % self._every == 1 or self._every == 1
+        better = taught > (self._best.taught if self._best else 0.0)
+        if not (due or better):
+            return
+        sample = Sample(
+            frame.seconds, frame.arrays['image'].copy(),
+            *(frame.arrays[topic] for topic in ('semantic/mask', 'anomaly/score', 'anomaly/mask')),
+            frame.queries or (), picture, taught, names)
+        if due:
+            self.recording.samples.append(sample)
+        if better:
+            self._best = sample
+
+    def type_query(self) -> None:
+        """Type the next query if it is time, as a person would: once there is something to see."""
+        queries, recording = self._plan.queries, self.recording
         if queries and recording.frames:
-            message = queries.due(recording.last - recording.first, recorder.seconds())
-            if message is not None and recorder.ask(message):
-                queries.typed(recorder.seconds())
+            message = queries.due(recording.last - recording.first, self.recorder.seconds())
+            if message is not None and self.recorder.ask(message):
+                queries.typed(self.recorder.seconds())
 
-    def point() -> None:
-        # Here and not where frames are received: the street is rendered to see where to point.
-        if teaching and newest:
-            frame = newest.pop()
+    def point(self) -> None:
+        """Teach by the newest frame if it is time; it renders the street to see where to point."""
+        teaching, frame = self._plan.teaching, self._newest
+        if teaching and frame is not None:
+            self._newest = None
             message = teaching.due(frame.arrays['image'], frame.arrays['anomaly/mask'],
-                                   frame.stamp, frame.seconds - recording.first)
-            if message is not None and recorder.teach(message):
-                teaching.sent(recorder.seconds())
+                                   frame.stamp, frame.seconds - self.recording.first)
+            if message is not None and self.recorder.teach(message):
+                teaching.sent(self.recorder.seconds())
 
-    film.start()
-    start, quiet = time.monotonic(), time.monotonic()
-    seen = 0
+    def answered(self, answer: dict[str, Any]) -> None:
+        """Hear the node's answer to a query."""
+        self._plan.queries.answered(answer, self.recorder.seconds())
+
+    def taught(self, answer: dict[str, Any]) -> None:
+        """Hear the node's answer to what was taught."""
+        self._plan.teaching.answered(answer, self.recorder.seconds())
+
+    def finish(self) -> None:
+        """Complete the recording, after the film."""
+        recording, best = self.recording, self._best
+        recording.skipped_pictures = self.film.skipped
+        if best is not None and not any(sample is best for sample in recording.samples):
+            recording.samples.append(best)
+            recording.samples.sort(key=lambda sample: sample.seconds)
+
+
+def _record(plan: _Plan, start_nodes: Callable[[], subprocess.Popen], log_path: Path,
+            progress: Callable[[float, str], None],
+            recording_node: Any) -> tuple[Recording, Any]:
+    """Run the nodes and watch them; return the recording and the Recorder that heard them."""
+    watcher, seconds = _Watcher(plan, recording_node.MAPS), plan.options.seconds
+    recording = watcher.recording
+    watcher.film.start()
+    quiet, seen = time.monotonic(), 0
     try:
         with recording_node.session(
-                received, words=queries is not None,
-                on_answer=lambda answer: queries.answered(answer, recorder.seconds()),
-                on_taught=teaching and (
-                    lambda answer: teaching.answered(answer, recorder.seconds())),
-        ) as (recorder, spin_once):
+                watcher.received, words=plan.queries is not None, on_answer=watcher.answered,
+                on_taught=watcher.taught if plan.teaching else None) as (recorder, spin_once):
+            watcher.recorder = recorder
             # Whoever listens is there first: a short clip is over soon.
             nodes = start_nodes()
-            while recording.last - recording.first < options.seconds:
+            while recording.last - recording.first < seconds:
                 spin_once(0.1)
-                type_query()
-                point()
+                watcher.type_query()
+                watcher.point()
                 if recording.frames != seen:
                     seen, quiet = recording.frames, time.monotonic()
-                    share = (recording.last - recording.first) / options.seconds
-                    progress(min(1.0, share), f'{recording.frames} frames')
-                ended = nodes.poll()
-                if ended is not None and time.monotonic() - quiet > 1.0:
-                    if ended or not recording.frames:
-                        raise DemoError(f'the nodes ended with code {ended}:\n{_tail(log_path)}')
+                    share = (recording.last - recording.first) / seconds
+                    progress(min(1.0, share), f'{seen} frames')
+                if _have_ended(nodes, seen, time.monotonic() - quiet, log_path):
                     break
-                limit = START_SECONDS if not recording.frames else 30.0
-                if time.monotonic() - max(start, quiet) > limit:
-                    raise DemoError(f'no results for {limit:.0f} s; the nodes say:\n'
-                                    f'{_tail(log_path)}\nTry `owseg doctor`.')
     finally:
-        film.finish()
-    recording.skipped_pictures = film.skipped
-    if best and not any(sample is best[0] for sample in recording.samples):
-        recording.samples.append(best[0])
-        recording.samples.sort(key=lambda sample: sample.seconds)
+        watcher.film.finish()
+    watcher.finish()
     progress(1.0, f'{recording.frames} frames')
     return recording, recorder
+
+
+def _have_ended(nodes: subprocess.Popen, frames: int, quiet: float, log_path: Path) -> bool:
+    """
+    Return whether the nodes ended after what they had to do.
+
+    frames: that came so far; quiet: seconds since the last one, or since the start. Raises
+    DemoError where they ended otherwise, or run and give no results.
+    """
+    code = nodes.poll()
+    if code is not None and quiet > 1.0:
+        if code or not frames:
+            raise DemoError(f'the nodes ended with code {code}:\n{_tail(log_path)}')
+        return True
+    limit = QUIET_SECONDS if frames else START_SECONDS
+    if quiet > limit:
+        raise DemoError(f'no results for {limit:.0f} s; the nodes say:\n'
+                        f'{_tail(log_path)}\nTry `owseg doctor`.')
+    return False
 
 
 def _tail(path: Path, lines: int = 12) -> str:
@@ -441,10 +513,10 @@ def _chosen(samples: list[Sample]) -> list[Sample]:
     return sorted(rows, key=lambda s: s.seconds)
 
 
-def _write_sheet(path: Path, recording: Recording, bundle: Bundle,
-                 queries: DemoQueries | None, teaching: DemoTeaching | None) -> None:
+def _write_sheet(path: Path, plan: _Plan, recording: Recording) -> None:
     import cv2
-    palette = bundle.palette()
+    queries, teaching = plan.queries, plan.teaching
+    palette = plan.bundle.palette()
     headers = [*PANELS, QUERY_PANELS[0]] if queries else PANELS
     rows = []
     for sample in _chosen(recording.samples):
@@ -460,7 +532,7 @@ def _write_sheet(path: Path, recording: Recording, bundle: Bundle,
         if queries:
             pictures.append(sample.query_picture.panels(sample.image)[0])
         rows.append((text, pictures))
-    classes = _legend(bundle, teaching)
+    classes = _legend(plan.bundle, teaching)
     width = len(headers) * CELL_WIDTH
     footer = legend_of(classes, palette, width)
     if queries:
@@ -495,13 +567,13 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _report(options: DemoOptions, bundle: Bundle, fps: float, recording: Recording,
-            recorder: Any, dds: str, truth: dict[str, Any] | None) -> dict[str, Any]:
-    statistics = recorder.statistics
+def _report(plan: _Plan, recording: Recording, recorder: Any, dds: str,
+            truth: dict[str, Any] | None) -> dict[str, Any]:
+    statistics, bundle = recorder.statistics, plan.bundle
     seconds = recording.last - recording.first
     return {
-        'source': options.source,
-        'camera_hz': fps,
+        'source': plan.options.source,
+        'camera_hz': plan.fps,
         'seconds': round(seconds, 2),
         'frames': {
             'in': _number(statistics.get('frames_in')),
@@ -525,4 +597,8 @@ def _report(options: DemoOptions, bundle: Bundle, fps: float, recording: Recordi
         'ground_truth': truth,
         'machine': machine(),
         'versions': versions(PACKAGES),
+        'queries': plan.queries.report() if plan.queries else [],
+        'no_queries': plan.no_queries,
+        'taught': plan.teaching.report(recorder.labels) if plan.teaching else None,
+        'no_teaching': plan.no_teaching,
     }
