@@ -276,6 +276,8 @@ def _command(plan: _Plan) -> list[str]:
     parameters = {
         'model': str(plan.bundle.path), 'source': source, 'rate': float(plan.fps), 'loop': False,
         'shutdown_at_end': True, 'wait_for_subscriber': True, 'diagnostics_period': 0.5,
+        # The camera waits for its listeners; where nothing comes then, the demo says it.
+        'no_frames_timeout': QUIET_SECONDS,
         'width': options.size[0] if scene else 0, 'height': options.size[1] if scene else 0}
     command = [sys.executable, '-m', 'owseg_ros.nodes.stack', '--ros-args']
     for name, value in parameters.items():

@@ -135,6 +135,8 @@ def test_demo_of_a_clip_ends_with_the_clip(tmp_path):
                           model=bundle.path, seconds=30, rate=8)
     report = run_demo(options, say=lambda line: None)
     assert 3 <= report['frames']['out'] <= 12
+    # That the camera waited for its listeners is no warning.
+    assert '[WARN]' not in (tmp_path / 'out' / 'nodes.log').read_text()
     assert report['ground_truth'] is None
     assert (report['queries'], report['no_queries']) == ([], 'the model tiny does not know words')
     assert report['taught'] is None and 'tiny has no metric head' in report['no_teaching']
