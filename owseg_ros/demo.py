@@ -112,8 +112,14 @@ class Sample:
 
 @dataclass
 class Recording:
-    """What was received: counts, ages and samples, bounded in memory."""
+    """
+    What was received: counts, ages and samples, bounded in memory.
 
+    waited: seconds from the start of the nodes to the first frame; first, last: stamps of frames,
+    in seconds; ages: in ms, by topic.
+    """
+
+    waited: float = 0.0
     first: float = 0.0
     last: float = 0.0
     frames: int = 0
@@ -410,11 +416,13 @@ def _record(plan: _Plan, start_nodes: Callable[[], subprocess.Popen], log_path: 
                 on_taught=watcher.taught if plan.teaching else None) as (recorder, spin_once):
             watcher.recorder = recorder
             # Whoever listens is there first: a short clip is over soon.
-            nodes = start_nodes()
+            nodes, started = start_nodes(), time.monotonic()
             while recording.last - recording.first < seconds:
                 spin_once(0.1)
                 watcher.type_query()
                 watcher.point()
+                if recording.frames and not seen:
+                    recording.waited = time.monotonic() - started
                 if recording.frames != seen:
                     seen, quiet = recording.frames, time.monotonic()
                     share = (recording.last - recording.first) / seconds
@@ -455,13 +463,11 @@ def _compare_with_street(scene: StreetScene, fps: float, recording: Recording,
                          bundle: Bundle) -> dict[str, Any]:
     """Find the index of each sample by its content and compare with the rendered truth."""
     score = StreetScore(bundle.class_names)
-    start = None
-    for sample in recording.samples:
+    # The camera goes on while the model loads, which takes long where its code is compiled first.
+    start = _find(scene, recording.samples[0], range(40 + math.ceil(fps * recording.waited)))
+    for sample in recording.samples if start is not None else ():
         # Frames may be missing, so the stamps say about where to look and the content decides.
         guess = round((sample.seconds - recording.first) * fps)
-        start = start if start is not None else _find(scene, sample, range(0, 40))
-        if start is None:
-            continue
         sample.index = _find(scene, sample, _outwards(start + guess, 8))
         if sample.index is None:
             continue

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from owseg_ros.bundle import BundleError, default_bundle_path, load_bundle
 from owseg_ros.cli import main
-from owseg_ros.demo import _Film, DemoError, DemoOptions, QUERIES, run_demo
+from owseg_ros.demo import (
+    _compare_with_street, _Film, DemoError, DemoOptions, QUERIES, Recording, run_demo, Sample)
 from owseg_ros.demo_queries import why_no_queries
 from owseg_ros.demo_teaching import DemoTeaching, describe, why_no_teaching
 from owseg_ros.language.onnx_encoder import OnnxTextEncoder
@@ -118,6 +119,21 @@ def test_demo_in_its_short_form(tmp_path, bundled, capsys):
     assert count + frames['not_in_video'] == frames['out']
     sheet = cv2.imread(str(out / 'contact_sheet.png'))
     assert sheet.shape[1] > 1400 and sheet.std() > 30
+
+
+def test_samples_are_found_in_the_street_however_late_the_first_comes(tmp_path):
+    bundle = load_bundle(make_tiny_bundle(tmp_path / 'model').path)
+    scene = StreetScene(96, 64, fps=10.0)
+    samples = []
+    for index in (130, 141):
+        frame = scene.render(index)
+        samples.append(Sample(index / 10, frame.image, frame.labels, np.zeros((64, 96)),
+                              np.zeros((64, 96), np.uint8)))
+    recording = Recording(waited=10.0, first=13.0, last=14.1, samples=samples)
+    assert _compare_with_street(scene, 10.0, recording, bundle)['frames'] == 2
+    assert [sample.index for sample in samples] == [130, 141]
+    recording.waited = 2.0
+    assert _compare_with_street(scene, 10.0, recording, bundle)['frames'] == 0
 
 
 def clip(folder, count):
