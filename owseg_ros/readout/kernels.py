@@ -295,6 +295,26 @@ def _spread(plane, low, height, begin, end):
 
 
 @_inner
+def _faintest(sums, classes, low, height, begin, end, best):
+    """
+    Return the least max_k L_k of a window of the sums [columns, height * low] of the classes.
+
+    best: [end - begin], to compute in.
+    """
+    faintest = np.float32(np.inf)
+    for y in range(height):
+        start, stop = y * low + begin, y * low + end
+        _copy(sums[0, start:stop], best)
+        for k in range(1, classes):
+            row = sums[k, start:stop]
+            for x in range(len(best)):
+                best[x] = max(best[x], row[x])
+        for x in range(len(best)):
+            faintest = min(faintest, best[x])
+    return faintest
+
+
+@_inner
 def _replaceable(order, spread, stakes, tolerance):
     """Return how many of the queries, taken in this order, change no column by more."""
     changes = np.zeros(stakes.shape[1], np.float32)
@@ -362,10 +382,11 @@ def _fill_block(masks, kept, weights, exact, line0, row_first, row_second, row_s
 
 
 @_compiled(types.int64(
-    _FLOATS_3D, _INTEGERS, _FLOATS_2D, _FLOATS_2D, _FLOATS, float32, types.boolean,
+    _FLOATS_3D, _INTEGERS, _FLOATS_2D, _FLOATS_2D, _FLOATS, float32, types.int64, float32,
+    types.boolean,
     *_TAPS, *_TAPS, _FLOATS, _INTEGERS, _FLOATS_OUT_3D, types.int64, *(_FLOATS_OUT_2D,) * 3,
     *(_FLOATS_OUT_3D,) * 2, *(_FLOATS_OUT_2D,) * 2))
-def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
+def fill_band(masks, kept, weights, stakes, worst, tolerance, classes, share, same,
               row_first, row_second, row_share, column_first, column_second, column_share, phases,
               edges, levels, top, sigmoid, total, rest, wide_rest, wide, tile, lines):
     """
@@ -375,6 +396,8 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
 
     masks: [N, h, w] mask logits. kept: [n], the queries that matter; weights: [n + 1, columns],
     S for them and a row of zeros. stakes [n, *], worst [n], tolerance: see readout.levels.Levels.
+    classes: how many of the columns, the first ones, are classes; share: of the best of them where
+    that is least in a block, which bounds the error there, too.
     same: masks have the size of L.
     row_first, row_second, row_share: [rows], between which rows of the masks each row lies, and
     the share of the second; the same across the columns. phases: see _stretch_whole, [0] where
@@ -412,16 +435,21 @@ def fill_band(masks, kept, weights, stakes, worst, tolerance, same,
                 spread[n] = _spread(sigmoid[n], low, height, begin, end)
             order = np.argsort(spread * worst)
             replaced = _replaceable(order, spread, stakes, tolerance)
+        if replaced and not summed:
+            summed = True
+            for k in range(columns):
+                total[k, :height * low] = float32(0)
+            _add_low(total, sigmoid, everyone, weights, low, height, 0, low, float32(1))
+        if replaced and classes and not same:
+            allowed = share * _faintest(total, classes, low, height, begin, end,
+                                        rest[0, :end - begin])
+            if allowed < tolerance:
+                replaced = _replaceable(order, spread, stakes, allowed)
         left = count - replaced
         evaluated += left
         length = height * (end - begin)
         if left <= replaced:
             # Everything, without those that are evaluated.
-            if not summed:
-                summed = True
-                for k in range(columns):
-                    total[k, :height * low] = float32(0)
-                _add_low(total, sigmoid, everyone, weights, low, height, 0, low, float32(1))
             for k in range(columns):
                 for y in range(height):
                     _copy(total[k, y * low + begin:y * low + end],

@@ -35,7 +35,9 @@ Queries are left out for the whole frame and replaced block by block, those that
 first, as long as (1) and (2) together stay within ``tolerance`` for each column, and within
 SCORE_TOLERANCES times it for the sum over the classes: ``tolerance`` bounds the error of every
 L_k, whatever the network produced, and SCORE_TOLERANCES times it that of RbA. All others are
-evaluated exactly. Rounding and the tanh of readout.kernels add about 1e-5.
+evaluated exactly. Where every class rejects a pixel, (2) stays below FAINT_SHARE of the best of
+them, so that the label is that of the exact L there, too. Rounding and the tanh of
+readout.kernels add about 1e-5.
 
 A band of rows is made, folded and forgotten, so no array has both all columns and all pixels.
 """
@@ -52,7 +54,10 @@ from owseg_ros.readout.taps import Taps
 
 SCORE_TOLERANCES = 5
 # How much of the tolerance may go into queries that are left out altogether.
-LEFT_OUT = 0.1
+LEFT_OUT = 1e-3
+# What little there is of the classes decides the label of a pixel that all of them reject: the
+# error of L is at most this share of the best class, where that is least in the block.
+FAINT_SHARE = np.float32(0.3)
 
 # A block is large enough to outweigh the calls that start it and small enough for the L2 cache.
 BLOCK_ROWS = 32
@@ -172,6 +177,7 @@ class Levels:
         self._weights = np.zeros((len(self._kept) + 1, matrix.shape[1]), np.float32)
         self._weights[:-1] = weights[self._kept]
         self._stakes, self._worst = stakes[self._kept], worst[self._kept]
+        self._classes = num_classes
         self._evaluated = [0] * len(plan.bands)
 
     @property
@@ -233,8 +239,8 @@ class Levels:
             'levels', (columns, above + len(taps.share), plan.network_size[1]))
         self._evaluated[j] = kernels.fill_band(
             self._masks, self._kept, self._weights, self._stakes, self._worst,
-            self._tolerance, plan.same, *taps.arrays, *plan.across.arrays,
-            plan.across.phases, plan.block_edges, levels, above,
+            self._tolerance, self._classes, FAINT_SHARE, plan.same, *taps.arrays,
+            *plan.across.arrays, plan.across.phases, plan.block_edges, levels, above,
             scratch.get('sigmoid', (count, low)), scratch.get('total', (columns, low)),
             scratch.get('rest', (columns, low)),
             scratch.get('wide_rest', (columns, lines, block)),
