@@ -25,9 +25,10 @@ Two bounds say what need not be computed, as on the CPU; S [N, columns] are the 
 2. Taking a mask for flat within a tile changes L_k by half of its range there times S_qk, see
    readout.gpu_kernel.
 
-Each may use half of ``tolerance`` for every column and half of SCORE_TOLERANCES times it for the
-sum over the classes: so ``tolerance`` bounds the error of every L_k, and SCORE_TOLERANCES times it
-that of RbA, whatever the network produced. Rounding adds a few 1e-6.
+Together they stay within ``tolerance`` for every column, and within SCORE_TOLERANCES times it for
+the sum over the classes; (1) may use LEFT_OUT of that. So ``tolerance`` bounds the error of every
+L_k, and SCORE_TOLERANCES times it that of RbA, whatever the network produced. Rounding adds a few
+1e-6.
 
 Needs torch and triton; without a GPU the kernel runs only in Triton's interpreter (environment
 variable TRITON_INTERPRET=1), slowly, for tests.
@@ -46,6 +47,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 from owseg_ros.errors import OwsegError
 from owseg_ros.readout.cpu import SCORE_TOLERANCES, TOLERANCE
+from owseg_ros.readout.levels import FAINT_SHARE, LEFT_OUT
 from owseg_ros.readout.objects import ObjectSettings, refine, REST
 from owseg_ros.readout.readout import Readout, Task
 from owseg_ros.readout.taps import interpolation_taps
@@ -204,7 +206,9 @@ class GpuReadout(Readout):
         matrix = np.concatenate([classes, *own, task.query_weights], axis=1, dtype=np.float32)
         chunk = min(MAX_CHUNK, max(2, _power_of_two(matrix.shape[1])))
         chunks = -(-matrix.shape[1] // chunk)
-        kept, stakes = _matter(matrix, classes.shape[1], self.tolerance / 2)
+        left_out = LEFT_OUT * self.tolerance
+        kept, stakes = _matter(matrix, classes.shape[1], left_out)
+        tops = np.float32(matrix[kept, :classes.shape[1]].max(axis=1, initial=0.0))
         self.kept_fraction = len(kept) / len(matrix)
         weights = np.zeros((len(matrix), chunks * chunk), np.float32)
         weights[:, :matrix.shape[1]] = matrix
@@ -215,8 +219,8 @@ class GpuReadout(Readout):
         geometry = self._geometry(tuple(masks.shape[1:]), tuple(task.network_size),
                                   (height, width), (rows, TILE_COLUMNS))
         fitting = WINDOW_FLOATS // geometry.window[1]
-        kept, weights, stakes, thresholds, gains, offsets = self._upload(
-            kept, weights, stakes, np.asarray(task.query_thresholds, np.float32),
+        kept, weights, stakes, tops, thresholds, gains, offsets = self._upload(
+            kept, weights, stakes, tops, np.asarray(task.query_thresholds, np.float32),
             *getattr(task.score, 'tables', (np.empty(0, np.float32),) * 2))
         row_pixels, row_shares, column_pixels, column_shares = geometry.tables
         across, down = -(-width // TILE_COLUMNS), -(-height // rows)
@@ -227,8 +231,9 @@ class GpuReadout(Readout):
                         _power_of_two_below(fitting))
             live, counts, flat_levels = self._per_tile(across * down, len(stakes), chunks * chunk)
             launches.append(lambda: self._kernels.screen[across, down, chunks](
-                masks, *masks.stride(), kept, weights, stakes, len(stakes), row_pixels,
-                column_pixels, height, width, self.tolerance / 2, live, counts, flat_levels,
+                masks, *masks.stride(), kept, weights, stakes,
+                tops if classes.shape[1] else None, len(stakes), row_pixels, column_pixels,
+                height, width, self.tolerance - left_out, FAINT_SHARE, live, counts, flat_levels,
                 SAMPLES=geometry.samples, WINDOW_ROWS=geometry.window[0],
                 WINDOW_COLUMNS=geometry.window[1], TILE_ROWS=rows, TILE_COLUMNS=TILE_COLUMNS,
                 CHUNK=chunk, CHUNKS=chunks, BLOCK=block, num_warps=SCREEN_WARPS,

@@ -29,6 +29,8 @@ which is one column sum a tile, and errs by no more than
 because bilinear resampling is convex and the sigmoid monotone. Queries are taken so as long as
 the sum over them of (high - low) / 2 times their stake, the largest of their weights (and a share
 of the sum over the classes), stays within the tolerance; the others are evaluated at each pixel.
+Where every class may reject a pixel of the tile, the tolerance is a share of the best of them, so
+that the label is that of the exact L.
 
 Imports triton, so it is imported only where that is installed.
 """
@@ -103,10 +105,59 @@ def _finish(total, moment, best, own, gain, offset, SCORE: tl.constexpr):
         return 1 - total
 
 
+@triton.jit
+def _flat(
+        masks, stride_q, stride_y, stride_x, kept, weights, stakes, tops, count, column, tile,
+        top, bottom, window_x, tolerance, live,
+        WINDOW_ROWS: tl.constexpr, WINDOW_COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+        COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """
+    Take queries for flat as far as the tolerance goes; write the others to live.
+
+    Returns what the flat ones add, [CHUNK]; how many the others are; by how much the flat ones may
+    err; and of how much there is of some class at each pixel, at least.
+    """
+    levels = tl.zeros([CHUNK], tl.float32)
+    spent = 0.0
+    found = 0
+    best = 0.0
+    for start in range(0, count, BLOCK):
+        block = start + tl.arange(0, BLOCK)
+        there = block < count
+        query = tl.load(kept + block, mask=there, other=0)
+        line = masks + (query.to(tl.int64) * stride_q)[:, None] + (window_x * stride_x)[None, :]
+        highest = tl.full([BLOCK, WINDOW_COLUMNS], float('-inf'), tl.float32)
+        lowest = tl.full([BLOCK, WINDOW_COLUMNS], float('inf'), tl.float32)
+        for row in tl.static_range(WINDOW_ROWS):
+            logits = tl.load(line + tl.minimum(top + row, bottom) * stride_y,
+                             mask=there[:, None], other=0.0).to(tl.float32)
+            highest = tl.maximum(highest, logits)
+            lowest = tl.minimum(lowest, logits)
+        high, low = tl.sigmoid(tl.max(highest, axis=1)), tl.sigmoid(tl.min(lowest, axis=1))
+        stake = (high - low) / 2 * tl.load(stakes + block, mask=there, other=0.0)
+        if tops is not None:
+            held = low * tl.load(tops + block, mask=there, other=0.0)
+            best = tl.maximum(best, tl.max(held, axis=0))
+        # None may take most of the tolerance from those that come after it.
+        flat = there & (stake <= tolerance / 8)
+        stake = tl.where(flat, stake, 0.0)
+        flat = flat & (spent + tl.cumsum(stake, axis=0) <= tolerance)
+        spent += tl.sum(tl.where(flat, stake, 0.0), axis=0)
+        shares = tl.load(weights + query[:, None] * COLUMNS + column[None, :],
+                         mask=flat[:, None], other=0.0)
+        levels += tl.sum(shares * ((low + high) / 2)[:, None], axis=0)
+        rough = there & (flat == 0)
+        if tl.program_id(2) == 0:
+            place = found + tl.cumsum(rough.to(tl.int32), axis=0) - 1
+            tl.store(live + tile * count + place, query, mask=rough)
+        found += tl.sum(rough.to(tl.int32), axis=0)
+    return levels, found, spent, best
+
+
 @triton.jit(do_not_specialize=['count'])
 def screen(
-        masks, stride_q, stride_y, stride_x, kept, weights, stakes, count,
-        row_pixels, column_pixels, height, width, tolerance, live, counts, flat_levels,
+        masks, stride_q, stride_y, stride_x, kept, weights, stakes, tops, count,
+        row_pixels, column_pixels, height, width, tolerance, share, live, counts, flat_levels,
         SAMPLES: tl.constexpr, WINDOW_ROWS: tl.constexpr, WINDOW_COLUMNS: tl.constexpr,
         TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
         CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
@@ -115,10 +166,11 @@ def screen(
 
     One program a tile and chunk of columns, along (columns, rows, chunks). Arguments are those of
     read_out, and: kept: int32 [count], the queries that matter; stakes: float32 [count], of them;
-    live: int32 [tiles, count] and counts: int32 [tiles], the queries to be looked at; flat_levels:
-    float32 [tiles, CHUNKS * CHUNK], the sums of the others. WINDOW_ROWS, WINDOW_COLUMNS: the rows
-    and columns of the masks that a tile needs at most, of columns a power of two; BLOCK: queries
-    that are looked at together.
+    tops: float32 [count], their largest probabilities, None without classes; share: of the best
+    class at any pixel, which bounds the error, too; live: int32 [tiles, count] and counts: int32
+    [tiles], the queries to be looked at; flat_levels: float32 [tiles, CHUNKS * CHUNK], the sums of
+    the others. WINDOW_ROWS, WINDOW_COLUMNS: the rows and columns of the masks that a tile needs at
+    most, of columns a power of two; BLOCK: queries that are looked at together.
     """
     COLUMNS: tl.constexpr = CHUNKS * CHUNK
     first_row = tl.program_id(1) * TILE_ROWS
@@ -134,36 +186,17 @@ def screen(
         tl.load(column_pixels + first_column) + tl.arange(0, WINDOW_COLUMNS),
         tl.load(column_pixels + (2 * SAMPLES - 1) * width + last_column))
 
-    levels = tl.zeros([CHUNK], tl.float32)
-    spent = 0.0
-    found = 0
-    for start in range(0, count, BLOCK):
-        block = start + tl.arange(0, BLOCK)
-        there = block < count
-        query = tl.load(kept + block, mask=there, other=0)
-        line = masks + (query.to(tl.int64) * stride_q)[:, None] + (window_x * stride_x)[None, :]
-        highest = tl.full([BLOCK, WINDOW_COLUMNS], float('-inf'), tl.float32)
-        lowest = tl.full([BLOCK, WINDOW_COLUMNS], float('inf'), tl.float32)
-        for row in tl.static_range(WINDOW_ROWS):
-            logits = tl.load(line + tl.minimum(top + row, bottom) * stride_y,
-                             mask=there[:, None], other=0.0).to(tl.float32)
-            highest = tl.maximum(highest, logits)
-            lowest = tl.minimum(lowest, logits)
-        high, low = tl.sigmoid(tl.max(highest, axis=1)), tl.sigmoid(tl.min(lowest, axis=1))
-        stake = (high - low) / 2 * tl.load(stakes + block, mask=there, other=0.0)
-        # None may take most of the tolerance from those that come after it.
-        flat = there & (stake <= tolerance / 8)
-        stake = tl.where(flat, stake, 0.0)
-        flat = flat & (spent + tl.cumsum(stake, axis=0) <= tolerance)
-        spent += tl.sum(tl.where(flat, stake, 0.0), axis=0)
-        shares = tl.load(weights + query[:, None] * COLUMNS + column[None, :],
-                         mask=flat[:, None], other=0.0)
-        levels += tl.sum(shares * ((low + high) / 2)[:, None], axis=0)
-        rough = there & (flat == 0)
-        if tl.program_id(2) == 0:
-            place = found + tl.cumsum(rough.to(tl.int32), axis=0) - 1
-            tl.store(live + tile * count + place, query, mask=rough)
-        found += tl.sum(rough.to(tl.int32), axis=0)
+    levels, found, spent, best = _flat(
+        masks, stride_q, stride_y, stride_x, kept, weights, stakes, tops, count, column, tile,
+        top, bottom, window_x, tolerance, live, WINDOW_ROWS, WINDOW_COLUMNS, CHUNK, COLUMNS, BLOCK)
+    if tops is not None:
+        if share * best < spent:
+            # Other threads may write where this one has written.
+            tl.debug_barrier()
+            levels, found, spent, best = _flat(
+                masks, stride_q, stride_y, stride_x, kept, weights, stakes, tops, count, column,
+                tile, top, bottom, window_x, tl.minimum(share * best, tolerance), live,
+                WINDOW_ROWS, WINDOW_COLUMNS, CHUNK, COLUMNS, BLOCK)
     tl.store(counts + tile, found)
     tl.store(flat_levels + tile * COLUMNS + column, levels)
 

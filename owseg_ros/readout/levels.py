@@ -57,7 +57,7 @@ SCORE_TOLERANCES = 5
 LEFT_OUT = 1e-3
 # What little there is of the classes decides the label of a pixel that all of them reject: the
 # error of L is at most this share of the best class, where that is least in the block.
-FAINT_SHARE = np.float32(0.3)
+FAINT_SHARE = 0.3
 
 # A block is large enough to outweigh the calls that start it and small enough for the L2 cache.
 BLOCK_ROWS = 32

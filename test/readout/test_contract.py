@@ -13,6 +13,7 @@
 # limitations under the License.
 """The contract of readouts, for that on the CPU and that on the GPU (fixture make)."""
 
+import cv2
 import numpy as np
 from owseg_ros.readout import reference
 from owseg_ros.readout.cpu import SCORE_TOLERANCES, TOLERANCE
@@ -38,6 +39,25 @@ def test_double_precision_input(make):
     expected = make()(masks, probabilities, *task)
     found = make()(masks.astype(np.float64), probabilities.astype(np.float64), *task)
     np.testing.assert_allclose(found.anomaly_score, expected.anomaly_score, atol=ROUNDING)
+
+
+@pytest.mark.parametrize('offset', [0, -40, -80])
+@pytest.mark.parametrize('no_object', [0, 6, 10])
+def test_labels_hold_where_every_class_rejects_the_pixel(make, offset, no_object):
+    """There all L_k may lie far below the tolerance; the largest is the label all the same."""
+    random = np.random.default_rng(no_object - offset)
+    shapes = random.normal(0, 20, (40, 5, 7)).astype(np.float32)
+    masks = np.stack([cv2.resize(shape, (56, 40), interpolation=cv2.INTER_CUBIC)
+                      for shape in shapes]) + np.float32(offset)
+    logits = random.normal(0, 2, (40, 12))
+    logits[:, -1] += no_object
+    probabilities = reference.class_probabilities(logits).astype(np.float32)
+    found = make()(masks, probabilities, (160, 224), (160, 224), SETTINGS)
+    scores = reference.class_scores(
+        masks.astype(np.float64), probabilities.astype(np.float64), (160, 224))
+    if offset:
+        assert (scores.max(axis=0) < 1e-3).mean() > 0.05
+    assert (found.semantic != reference.semantic(scores)).mean() <= 5e-4
 
 
 @pytest.mark.parametrize('wanted', [
