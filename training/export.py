@@ -99,7 +99,7 @@ def export_onnx(network: MaskClassifier, path: str | Path, size: tuple[int, int]
 def parity(network: MaskClassifier, path: str | Path, images: Sequence[torch.Tensor],
            batch: int | None = None) -> dict[str, float]:
     """
-    Largest difference |a - b| / max(1, |a|) between torch a and ONNX Runtime b, per output.
+    Return how far ONNX Runtime is from torch, per output; see parity.difference.
 
     images: normalised float32 [3, H, W] of the exported size, run one by one and as one batch, or
     in batches of the fixed size.

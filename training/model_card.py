@@ -155,7 +155,7 @@ def _anomaly_table(figures: dict[str, Any], key: str) -> str:
 def _exactness(figures: dict[str, Any], provenance: dict[str, Any]) -> str:
     errors = ', '.join(f'{k} {v:.1e}' for k, v in figures['onnx_parity'].items())
     text = (f'ONNX Runtime in fp32 against torch on {figures["onnx_parity_frames"]}, largest '
-            f'difference relative to\nmax(1, |value|): {errors}.')
+            f'difference relative to\nmax(1, |value|, a fiftieth of the largest): {errors}.')
     if 'quantisation' in provenance:
         found = figures['difference_to_fp32']
         text += (f'\n\nThis one: {provenance["quantisation"]}.\nAgainst fp32 on {found["frames"]} '

@@ -20,11 +20,20 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 TOLERANCE = 1e-4
+# A sum in float32 rounds by some 2e-6 of its largest terms, however small it is itself, so that
+# numbers are compared with no less than this part of the largest one.
+_PART = 1 / 50
 
 
 def difference(expected: np.ndarray, actual: np.ndarray) -> float:
-    """Return the largest |a - b| / max(1, |a|); nan where a number of either is not finite."""
-    return float((np.abs(expected - actual) / np.maximum(1, np.abs(expected))).max())
+    """
+    Return the largest |a - b| / max(1, |a|, max |a| / 50) of two arrays of one shape.
+
+    nan or infinite where a number of either is not finite.
+    """
+    sizes = np.abs(expected)
+    sizes = np.maximum(sizes, max(1, _PART * sizes.max()))
+    return float((np.abs(expected - actual) / sizes).max())
 
 
 def differences(names: Sequence[str],

@@ -20,12 +20,25 @@ import pytest
 
 
 def test_the_largest_relative_difference_counts():
-    assert difference(np.array([0.5, -200.0]), np.array([0.4, -201.0])) == pytest.approx(0.1)
+    assert difference(np.array([0.5, -20.0]), np.array([0.4, -21.0])) == pytest.approx(0.1)
     found = differences(['a', 'b'], [
         ([np.zeros(2), np.full(2, 10.0)], [np.array([0, 3e-5]), np.full(2, 10.0)]),
         ([np.zeros(2), np.full(2, 10.0)], [np.array([0, 1e-5]), np.full(2, 10.5)])])
     assert found == {'a': pytest.approx(3e-5), 'b': pytest.approx(0.05)}
     assert differs(found) and not differs({**found, 'b': 1e-4}) and not differs({})
+
+
+def test_rounding_of_large_numbers_is_no_difference():
+    """As in the masks of a network that is certain of them: small sums of large terms."""
+    random = np.random.default_rng(0)
+    rows, columns = (random.normal(0, scale, (256, 256)) for scale in (1, 20))
+    exact, single = rows @ columns, rows.astype(np.float32) @ columns.astype(np.float32)
+    assert np.abs(exact).max() > 1000
+    assert 0 < difference(exact, single) < 5e-5
+    # What is more than rounding is seen, also in a number near 0.
+    index = np.unravel_index(np.abs(exact).argmin(), exact.shape)
+    single[index] += 1e-5 * np.abs(exact).max()
+    assert difference(exact, single) > 1e-4
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
