@@ -136,6 +136,17 @@ def test_samples_are_found_in_the_street_however_late_the_first_comes(tmp_path):
     assert _compare_with_street(scene, 10.0, recording, bundle)['frames'] == 0
 
 
+def test_samples_are_found_of_a_camera_that_falls_behind_its_rate(tmp_path):
+    bundle = load_bundle(make_tiny_bundle(tmp_path / 'model').path)
+    scene = StreetScene(96, 64, fps=10.0)
+    indices = range(0, 120, 6)
+    samples = [Sample(index / 7, scene.render(index).image, np.zeros((64, 96), np.uint8),
+                      np.zeros((64, 96)), np.zeros((64, 96), np.uint8)) for index in indices]
+    recording = Recording(first=0.0, last=samples[-1].seconds, samples=samples)
+    assert _compare_with_street(scene, 10.0, recording, bundle)['frames'] == len(indices)
+    assert [sample.index for sample in samples] == [*indices]
+
+
 def clip(folder, count):
     """Write images, red on the left and of no class on the right; return their folder."""
     folder.mkdir()
